@@ -1,0 +1,75 @@
+"""Versions of the algorithms that decide results, and the digests that remind us to raise them.
+
+Raise the integer of an algorithm in ``ALGORITHMS`` when a change can alter its results; every cell that uses it then
+gets a new identity. ``tests/algorithm_digests.json`` holds the digest of each module's syntax tree without docstrings;
+the test that compares them fails on any change of code, and asks for one of two answers: raise the version, or accept
+the new digest because results are the same (``python -m wbcrepro.experiments.versions > tests/algorithm_digests.json``).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "pixels": (1, ("data/pixels.py", "data/decode.py", "data/degrade.py")),
+    "macenko": (1, ("stain/optical_density.py", "stain/macenko.py")),
+    "romanowsky": (1, ("stain/romanowsky.py",)),
+    "smears": (1, ("data/smears",)),
+    "backbones": (1, ("backbones.py",)),
+    "augment": (1, ("augment.py",)),
+    "training": (1, ("training.py",)),
+    "samplers": (1, ("longtail/samplers.py",)),
+    "losses": (1, ("longtail/losses",)),
+    "heads": (1, ("longtail/heads",)),
+    "tta": (1, ("inference/tta.py",)),
+}
+"""Name: (version, files or folders of the package that implement it)."""
+
+USED_BY = {
+    "pixels": ("pixels", "macenko", "romanowsky"),
+    "train": ("backbones", "augment", "training", "samplers", "losses"),
+    "features": ("backbones", "augment", "training", "tta"),
+    "head": ("heads", "losses", "samplers"),
+    "online_head": ("backbones", "augment", "training", "samplers", "losses", "tta"),
+}
+"""Which algorithms the result of each kind of cell depends on (its parents bring their own)."""
+
+
+def versions_of(kind: str) -> dict[str, int]:
+    """The versions that enter the identity of a cell of this kind."""
+    return {name: ALGORITHMS[name][0] for name in USED_BY[kind]}
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    return tree
+
+
+def digest_of(files: tuple[str, ...]) -> str:
+    """sha256 over the syntax trees (no docstrings, comments or layout) of Python files and the bytes of data files."""
+    digest = hashlib.sha256()
+    for name in files:
+        root = PACKAGE / name
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.suffix == ".py":
+                digest.update(ast.dump(_without_docstrings(ast.parse(path.read_text(encoding="utf-8")))).encode())
+            elif path.suffix in {".yml", ".json"}:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def digests() -> dict[str, dict]:
+    """``{algorithm: {version, digest}}`` of the code as it is now."""
+    return {name: {"version": v, "digest": digest_of(files)} for name, (v, files) in ALGORITHMS.items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(digests(), indent=1))
