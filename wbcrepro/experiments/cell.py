@@ -32,7 +32,12 @@ class Cell:
     @property
     def id(self) -> str:
         """``<kind>-<12 hexadecimal digits>``."""
-        identity = {"kind": self.kind, "config": self.config, "parents": sorted(self.parents), "versions": self.versions}
+        identity = {
+            "kind": self.kind,
+            "config": self.config,
+            "parents": sorted(self.parents),
+            "versions": self.versions,
+        }
         return f"{self.kind}-{hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]}"
 
     def to_json(self) -> dict:
@@ -50,7 +55,9 @@ class Cell:
     @classmethod
     def from_json(cls, value: dict) -> Cell:
         """The inverse of ``to_json``. Raises ``ValueError`` when the stored id is not the id of the content."""
-        cell = cls(value["kind"], value["config"], tuple(value["parents"]), value["algorithm_versions"], value["labels"])
+        cell = cls(
+            value["kind"], value["config"], tuple(value["parents"]), value["algorithm_versions"], value["labels"]
+        )
         if cell.id != value["id"]:
             raise ValueError(f"cell.json says id {value['id']}, but its content hashes to {cell.id}")
         return cell

@@ -1,0 +1,252 @@
+"""What each kind of cell does. A runner takes a ``Context``, writes files into the cell's folder and returns metrics.
+
+``predictions.npz`` of ``train`` and ``head`` cells: ``classes`` (C names), ``views`` (V names, 0 is the identity), and
+for each set s of (val, test, test_degraded): ``<s>_ids`` (N names), ``<s>_labels`` (int16, N) and
+``<s>_probabilities`` (float16, N x V x C). A training stores ``val`` with the identity view only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from wbcrepro import metrics, training
+from wbcrepro.backbones import Classifier, build_backbone
+from wbcrepro.data.pixels import PixelCache, Preprocessing, build_pixels
+from wbcrepro.experiments.run import Context, Runner
+from wbcrepro.experiments.store import StoredCell
+from wbcrepro.inference.ensemble import mean_probabilities
+from wbcrepro.inference.tta import CODE_WEIGHTS, DIHEDRAL
+from wbcrepro.longtail.heads import fit_head, make_head
+from wbcrepro.stain import normaliser
+
+TEST_SETS = ("test", "test_degraded")
+
+
+def run_pixels(context: Context) -> dict:
+    """Decode, normalise the stain, resize and crop every image of the benchmark once."""
+    config, benchmark = context.cell.config, context.benchmark
+    cache = build_pixels(
+        benchmark.read,
+        len(benchmark.table),
+        Preprocessing(stain=config["stain"], resize=config["resize"], crop=config["crop"]),
+        context.folder / "pixels",
+        normalise=normaliser(config["stain"]),
+        progress=context.progress,
+    )
+    statuses = {name: dict(Counter(np.asarray(cache.status)[rows])) for name, rows in _sets(context).items()}
+    return {"images": len(benchmark.table), "shape": list(cache.images.shape), "status": statuses}
+
+
+def run_train(context: Context) -> dict:
+    """Stage 1: the whole network, on the training folds, stopped by the validation fold."""
+    config, benchmark = context.cell.config, context.benchmark
+    images, labels = _pixels(context).images, benchmark.table["label"].to_numpy(np.int64)
+    torch.manual_seed(config["seed"])
+    model = _build_model(context, config["backbone"], config["weights"], config["head"])
+    train, val = _fold_rows(context, config["fold"])
+    settings = training.TrainConfig(**config["optimisation"], seed=config["seed"])
+    result = training.fit(
+        model, images, labels, train, val, settings,
+        classes=len(benchmark.classes), folder=context.folder, device=context.device, progress=context.progress,
+    )  # fmt: skip
+    load_weights(model, context.folder / "best.safetensors")
+    probabilities = training.predict(model, images, val, views=("identity",), device=context.device)
+    _save_predictions(context, {"val": (val, probabilities)}, ("identity",))
+    scores = metrics.scores(labels[val], probabilities[:, 0].argmax(1), len(benchmark.classes))
+    return {
+        "best_epoch": result.best_epoch,
+        "epochs_run": result.epochs_run,
+        "train_images": len(train),
+        "train_counts": np.bincount(labels[train], minlength=len(benchmark.classes)).tolist(),
+        "val": _plain(scores),
+    }
+
+
+def run_features(context: Context) -> dict:
+    """Embeddings of a stage-1 network: augmented passes over the training folds; eight views of everything else."""
+    config, parent = context.cell.config, context.parent("train")
+    images = _pixels(context).images
+    model = _stored_model(context, parent, config["checkpoint"])
+    train, val = _fold_rows(context, config["fold"])
+    augmented = training.embed(
+        model, images, train, augment=config["augment"], passes=config["passes"],
+        seed=parent.cell["config"]["seed"], device=context.device,
+    )  # fmt: skip
+    np.save(context.folder / "train.npy", augmented.astype(np.float16))
+    rows = {"val": val} | {name: found for name, found in _sets(context).items() if name in TEST_SETS}
+    for name, found in rows.items():
+        views = training.embed(model, images, found, views=DIHEDRAL, device=context.device)
+        np.save(context.folder / f"{name}.npy", views.astype(np.float16))
+    plain = training.embed(model, images, train, views=("identity",), device=context.device)
+    np.save(context.folder / "train_plain.npy", plain[:, 0].astype(np.float16))
+    return {
+        "dimension": int(augmented.shape[-1]),
+        "passes": config["passes"],
+        "images": {k: len(v) for k, v in rows.items()},
+    }
+
+
+def run_head(context: Context) -> dict:
+    """A classifier on a stage-1 network's features, and its probabilities for every set and view."""
+    config = context.cell.config
+    if config.get("online"):
+        return _run_online(context)
+    parent = context.parent("features")
+    features = {n: np.load(parent.folder / f"{n}.npy") for n in ("train", "train_plain", "val", *_test_sets(context))}
+    labels = context.benchmark.table["label"].to_numpy(np.int64)
+    train, val = _fold_rows(context, config["fold"])
+    trained = _trained_head(context, parent.cell["config"]["checkpoint"])
+    log = (context.folder / "log.jsonl").open("w", encoding="utf-8")
+    with log:
+        head, chosen = fit_head(
+            config["head"],
+            trained=trained,
+            features=torch.from_numpy(features["train"]).float(),
+            plain=torch.from_numpy(features["train_plain"]).float(),
+            labels=torch.from_numpy(labels[train]),
+            val_features=torch.from_numpy(features["val"][:, 0]).float(),
+            val_labels=torch.from_numpy(labels[val]),
+            classes=len(context.benchmark.classes),
+            options={k: config[k] for k in ("classifier", "select", "optimisation") if k in config},
+            seed=config["seed"],
+            device=context.device,
+            log=lambda row: log.write(json.dumps(row) + "\n"),
+        )
+    head = head.to("cpu").eval()
+    save_file({k: v.contiguous() for k, v in head.state_dict().items()}, context.folder / "head.safetensors")
+    rows = _sets(context) | {"val": val}
+    with torch.inference_mode():
+        found = {
+            name: (rows[name], head(torch.from_numpy(features[name]).float()).softmax(-1).numpy())
+            for name in ("val", *_test_sets(context))
+        }
+    return _finish_head(context, found, chosen)
+
+
+def _run_online(context: Context) -> dict:
+    """Stage 2 as released: the frozen network sees new augmented images each epoch and its BatchNorm keeps drifting."""
+    config, benchmark = context.cell.config, context.benchmark
+    parent = context.parent("train")
+    images, labels = _pixels(context).images, benchmark.table["label"].to_numpy(np.int64)
+    model = _stored_model(context, parent, config["checkpoint"])
+    torch.manual_seed(config["seed"])
+    model.head = make_head(config["classifier"], model.head_dim, len(benchmark.classes)).to(context.device)
+    options = dict(config["optimisation"])
+    loss_options = {key: options.pop(key) for key in ("beta", "gamma", "lam", "variant")}
+    settings = training.TrainConfig(
+        **options, loss_options=loss_options, sampler="class_balanced", augment=parent.cell["config"]["optimisation"]["augment"],
+        freeze_backbone=True, backbone_mode="train", seed=config["seed"],
+    )  # fmt: skip
+    train, val = _fold_rows(context, config["fold"])
+    result = training.fit(
+        model, images, labels, train, val, settings,
+        classes=len(benchmark.classes), folder=context.folder, device=context.device, progress=context.progress,
+    )  # fmt: skip
+    load_weights(model, context.folder / f"{config['select']}.safetensors")
+    rows = {"val": val} | {name: _sets(context)[name] for name in _test_sets(context)}
+    found = {
+        name: (index, training.predict(model, images, index, views=DIHEDRAL, device=context.device))
+        for name, index in rows.items()
+    }
+    return _finish_head(context, found, {"best_epoch": result.best_epoch, "epochs_run": result.epochs_run})
+
+
+def _finish_head(context: Context, found: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict) -> dict:
+    _save_predictions(context, found, DIHEDRAL)
+    labels, classes = context.benchmark.table["label"].to_numpy(), len(context.benchmark.classes)
+    train, _ = _fold_rows(context, context.cell.config["fold"])
+    report: dict = {"chosen": chosen, "train_counts": np.bincount(labels[train], minlength=classes).tolist()}
+    for name, (rows, probabilities) in found.items():
+        averaged = mean_probabilities([probabilities], CODE_WEIGHTS)
+        report[name] = {
+            "identity": _plain(metrics.scores(labels[rows], probabilities[:, 0].argmax(1), classes)),
+            "code_views": _plain(metrics.scores(labels[rows], averaged.argmax(1), classes)),
+        }
+    return report
+
+
+def _sets(context: Context) -> dict[str, np.ndarray]:
+    table = context.benchmark.table
+    return {str(name): np.flatnonzero(table["set"].to_numpy() == name) for name in table["set"].unique()}
+
+
+def _test_sets(context: Context) -> tuple[str, ...]:
+    return tuple(name for name in TEST_SETS if name in _sets(context))
+
+
+def _fold_rows(context: Context, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    table = context.benchmark.table
+    in_train = table["set"].to_numpy() == "train"
+    folds = table["fold"].to_numpy()
+    return np.flatnonzero(in_train & (folds != fold)), np.flatnonzero(in_train & (folds == fold))
+
+
+def _pixels(context: Context) -> PixelCache:
+    return PixelCache.open(context.parent("pixels").folder / "pixels")
+
+
+def _build_model(context: Context, backbone: str, weights: str, head: str) -> Classifier:
+    network, info = build_backbone(backbone, weights)
+    context.notes |= {"backbone": info.name, "weights": info.weights_used, "weights_digest": info.weights_digest}
+    return Classifier(network, make_head(head, info.dim, len(context.benchmark.classes)), info)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load safetensors into a model; every name must match."""
+    model.load_state_dict(load_file(path), strict=True)
+
+
+def _stored_model(context: Context, train: StoredCell, checkpoint: str) -> Classifier:
+    config = train.cell["config"]
+    model = _build_model(context, config["backbone"], "random", config["head"])
+    load_weights(model, train.folder / f"{checkpoint}.safetensors")
+    context.notes |= {"weights": f"{checkpoint} epoch of {train.id}", "weights_digest": None}
+    return model.to(context.device)
+
+
+def _trained_head(context: Context, checkpoint: str) -> nn.Module:
+    train = context.parent("train")
+    state = load_file(train.folder / f"{checkpoint}.safetensors")
+    state = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
+    kind = train.cell["config"]["head"]
+    dim = next(value.shape[1] for value in state.values() if value.ndim == 2)
+    head = make_head(kind, dim, len(context.benchmark.classes))
+    head.load_state_dict(state)
+    return head.eval()
+
+
+def _save_predictions(
+    context: Context, found: dict[str, tuple[np.ndarray, np.ndarray]], views: tuple[str, ...]
+) -> None:
+    table = context.benchmark.table
+    arrays: dict[str, np.ndarray] = {"classes": np.array(context.benchmark.classes), "views": np.array(views)}
+    for name, (rows, probabilities) in found.items():
+        if not np.isfinite(probabilities).all():
+            raise ArithmeticError(
+                f"{context.cell.id}: {name} has probabilities that are not finite; nothing was stored"
+            )
+        arrays[f"{name}_ids"] = table["id"].to_numpy(str)[rows]
+        arrays[f"{name}_labels"] = table["label"].to_numpy(np.int16)[rows]
+        arrays[f"{name}_probabilities"] = probabilities.astype(np.float16)
+    temporary = context.folder / ".predictions.npz"
+    np.savez_compressed(temporary, **arrays)
+    temporary.replace(context.folder / "predictions.npz")
+
+
+def _plain(value: object) -> object:
+    """NumPy numbers and arrays as JSON values."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+RUNNERS: dict[str, Runner] = {"pixels": run_pixels, "train": run_train, "features": run_features, "head": run_head}

@@ -1,0 +1,186 @@
+"""From a paper's YAML to the cells that a profile needs, parents before children.
+
+``design: two_stage`` (the paper `decoupled`): one pixel cache per stain setting; per backbone and fold one stage-1
+network; its features; per method one classifier. Supervised and retrained rows share their stage-1 network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wbcrepro.data.benchmarks import Benchmark, load_benchmark
+from wbcrepro.errors import UsageError
+from wbcrepro.experiments.cell import SCHEMA, Cell
+from wbcrepro.experiments.store import Store, write_json
+from wbcrepro.experiments.versions import versions_of
+from wbcrepro.papers import load_paper, profile_of
+from wbcrepro.seeds import derive_seed
+
+BASE_SEED = 42
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of one paper in one profile on one benchmark, in an order in which they can be run."""
+
+    paper: str
+    profile: str
+    benchmark: Benchmark
+    cells: tuple[Cell, ...]
+
+    def cell(self, cell_id: str) -> Cell:
+        """The cell with this id; ``UsageError`` when the plan has none."""
+        for cell in self.cells:
+            if cell.id == cell_id:
+                return cell
+        raise UsageError(
+            f"{cell_id} is not a cell of {self.paper} in profile {self.profile} on {self.benchmark.name}. "
+            f"List the cells with: wbcrepro plan --paper {self.paper} --profile {self.profile}"
+        )
+
+    def find(self, **labels: object) -> list[Cell]:
+        """Cells whose labels (preset, method, backbone, fold, ...) have these values."""
+        return [c for c in self.cells if all(c.labels.get(key) == value for key, value in labels.items())]
+
+    def to_json(self, store: Store | None = None) -> dict:
+        """The plan as ``wbcrepro plan --json`` prints it (schema in the book, page *Reproduce*)."""
+        cells = []
+        for cell in self.cells:
+            row = cell.to_json()
+            if store is not None:
+                row["done"] = store.done(cell.id)
+            cells.append(row)
+        return {
+            "schema": SCHEMA,
+            "paper": self.paper,
+            "profile": self.profile,
+            "benchmark": self.benchmark.name,
+            "data_digest": self.benchmark.digest,
+            "cells": cells,
+        }
+
+
+def make_plan(
+    paper: str,
+    profile: str,
+    *,
+    store: Store,
+    data: Path | None = None,
+    dataset: str | None = None,
+    weights: str | None = None,
+    progress: bool = True,
+) -> Plan:
+    """Plan a paper. ``dataset`` overrides the benchmark that the profile names; ``weights`` its weights.
+
+    Raises ``UsageError`` for unknown names and ``DataMissing`` when the benchmark's images are not below ``data``.
+    """
+    document = load_paper(paper)
+    settings = profile_of(document, profile)
+    name = dataset or settings["benchmark"]
+    benchmark = load_benchmark(name, data_root=data, cache=store.cache, progress=progress)
+    planner = PLANNERS[document["design"]]
+    cells = planner(document, profile, settings, benchmark, weights or settings["weights"])
+    unique = {cell.id: cell for cell in cells}
+    return Plan(paper, profile, benchmark, tuple(unique.values()))
+
+
+def save_plan(plan: Plan, store: Store) -> Path:
+    """Write ``STORE/plan.json``; plans of other papers and profiles that are there stay."""
+    path = store.path / "plan.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        plans = {(p["paper"], p["profile"], p["benchmark"]): p for p in json.loads(path.read_text())["plans"]}
+    except (OSError, ValueError, KeyError):
+        plans = {}
+    value = plan.to_json()
+    plans[value["paper"], value["profile"], value["benchmark"]] = value
+    write_json(path, {"schema": SCHEMA, "plans": [plans[key] for key in sorted(plans)]})
+    return path
+
+
+def _two_stage(paper: dict, profile: str, settings: dict, benchmark: Benchmark, weights: str) -> list[Cell]:
+    cells: list[Cell] = []
+    for preset, roles in settings["presets"].items():
+        switches = paper["presets"][preset]
+        pixels = Cell(
+            "pixels",
+            {
+                "benchmark": benchmark.name,
+                "data_digest": benchmark.digest,
+                "stain": switches["stain"],
+                **settings["pixels"],
+            },
+            versions=versions_of("pixels"),
+            labels={"profile": profile, "preset": preset},
+        )
+        cells.append(pixels)
+        folds = settings["folds"] if switches["protocol"] == "folds" else settings["folds"][:1]
+        for role in roles:
+            for fold in folds:
+                labels = {"profile": profile, "preset": preset, "backbone": role, "fold": fold}
+                cells += _chain(paper, settings, benchmark, weights, switches, pixels, labels)
+    return cells
+
+
+def _chain(
+    paper: dict, settings: dict, benchmark: Benchmark, weights: str, switches: dict, pixels: Cell, labels: dict
+) -> list[Cell]:
+    """Stage 1, its features, and the classifiers of one backbone and fold."""
+    fold, role = labels["fold"], labels["backbone"]
+    backbone = settings["backbones"][role]
+    train = Cell(
+        "train",
+        {
+            "benchmark": benchmark.name,
+            "fold": fold,
+            "backbone": backbone,
+            "weights": weights,
+            "head": switches["head"],
+            "optimisation": {**paper["stage1"], **settings["stage1"]},
+            "seed": derive_seed(BASE_SEED, paper["name"], "stage1", backbone, fold),
+        },
+        (pixels.id,),
+        versions_of("train"),
+        labels,
+    )
+    cells = [train]
+    features: dict[str, Cell] = {}
+    for method in settings["methods"][labels["preset"]]:
+        head = paper["methods"][method]["head"]
+        online = head == "crt" and switches["bn_stage2"] == "train"
+        checkpoint = "best" if head == "as_trained" else switches["handover"]
+        if not online and checkpoint not in features:
+            config = {"benchmark": benchmark.name, "fold": fold, "checkpoint": checkpoint, "passes": settings["passes"],
+                      "augment": paper["stage1"]["augment"]}  # fmt: skip
+            features[checkpoint] = Cell("features", config, (train.id,), versions_of("features"), labels)
+            cells.append(features[checkpoint])
+        config = {
+            "paper": paper["name"],
+            "profile": labels["profile"],
+            "preset": labels["preset"],
+            "benchmark": benchmark.name,
+            "fold": fold,
+            "backbone": backbone,
+            "method": method,
+            "head": head,
+            "seed": derive_seed(BASE_SEED, paper["name"], "stage2", backbone, fold, method),
+        }
+        if head == "crt":
+            config |= {
+                "classifier": switches["head"],
+                "online": online,
+                "select": "best" if switches["handover"] == "best" else "last",
+                "optimisation": {**paper["stage2"], **settings["stage2"], "variant": switches["focal_variant"]},
+            }
+        if online:
+            config |= {"checkpoint": checkpoint}
+        parent = train if online else features[checkpoint]
+        versions = versions_of("online_head" if online else "head")
+        cells.append(Cell("head", config, (parent.id,), versions, {**labels, "method": method}))
+    return cells
+
+
+PLANNERS: dict[str, Callable[..., list[Cell]]] = {"two_stage": _two_stage}

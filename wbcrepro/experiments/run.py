@@ -1,0 +1,150 @@
+"""Running cells: one at a time under its lock, results written last, everything resumable.
+
+A cell that was interrupted, at any moment and by any signal, is run again by the same command: its kind decides what
+can be resumed (a training continues from its last checkpoint), and ``metrics.json`` appears only when all else is there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from wbcrepro.data.benchmarks import Benchmark
+from wbcrepro.errors import CellsMissing, Locked, WbcreproError
+from wbcrepro.experiments.cell import Cell
+from wbcrepro.experiments.environment import describe
+from wbcrepro.experiments.lock import CellLock
+from wbcrepro.experiments.plan import Plan
+from wbcrepro.experiments.store import Store, StoredCell, write_json
+
+POLL_SECONDS = 2.0
+
+
+@dataclass
+class Context:
+    """What a kind's runner gets: the cell, its folder, its finished parents, the data and the device."""
+
+    cell: Cell
+    store: Store
+    plan: Plan
+    device: torch.device
+    progress: bool = True
+    notes: dict = field(default_factory=dict)
+    """What a runner wants in ``env.json`` (weights used, ...)."""
+
+    @property
+    def folder(self) -> Path:
+        """The cell's own folder."""
+        return self.store.folder(self.cell.id)
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """The benchmark of the plan."""
+        return self.plan.benchmark
+
+    def parent(self, kind: str) -> StoredCell:
+        """The finished ancestor of a kind, nearest first. ``CellsMissing`` names the command that makes it."""
+        pending = list(self.cell.parents)
+        while pending:
+            cell_id = pending.pop(0)
+            if cell_id.startswith(f"{kind}-"):
+                return self.store.require(cell_id)
+            pending += self.plan.cell(cell_id).parents
+        raise LookupError(f"{self.cell.id} has no ancestor of kind {kind}")
+
+
+Runner = Callable[[Context], dict]
+
+
+def run_cell(cell: Cell, plan: Plan, store: Store, *, device: torch.device, progress: bool = True) -> StoredCell:
+    """Run one cell unless it is done. Raises ``Locked`` when another process runs it, ``CellsMissing`` without parents."""
+    from wbcrepro.experiments.kinds import RUNNERS
+
+    if store.done(cell.id):
+        return store.require(cell.id)
+    for parent in cell.parents:
+        if not store.done(parent):
+            raise CellsMissing(
+                f"{cell.id} builds on {parent}, which is not in the store {store.path}. Make it with: "
+                f"wbcrepro run-cell {parent} --paper {plan.paper} --profile {plan.profile} --store {store.path}"
+            )
+    folder = store.folder(cell.id)
+    with CellLock(folder):
+        if store.done(cell.id):  # another process finished it while we waited for the lock
+            return store.require(cell.id)
+        write_json(folder / "cell.json", cell.to_json())
+        environment, started = describe(device), time.monotonic()
+        context = Context(cell, store, plan, device, progress)
+        metrics = RUNNERS[cell.kind](context)
+        environment |= {"seconds": round(time.monotonic() - started, 2), "data_digest": plan.benchmark.digest}
+        environment |= context.notes
+        write_json(folder / "env.json", environment)
+        write_json(folder / "metrics.json", {"schema": 1, **metrics})
+    return store.require(cell.id)
+
+
+def shard_of(cell: Cell, plan: Plan, count: int) -> int | None:
+    """Which of ``count`` shards runs a cell: whole chains stay together. None: any shard may (shared ancestors)."""
+    key = cell
+    while key.kind not in {"train", "pixels"}:
+        key = plan.cell(key.parents[0])
+    return None if key.kind == "pixels" else zlib.crc32(key.id.encode()) % count
+
+
+def run_plan(
+    plan: Plan, store: Store, *, device: torch.device, shard: tuple[int, int] = (0, 1), progress: bool = True
+) -> list[str]:
+    """Run what is missing of a plan. Returns the ids that failed (their traceback is in ``error.json``)."""
+    mine = [c for c in plan.cells if shard_of(c, plan, shard[1]) in {None, shard[0]}]
+    waiting = [c for c in mine if not store.done(c.id)]
+    failed: dict[str, str] = {}
+    bar = tqdm(total=len(mine), initial=len(mine) - len(waiting), unit="cell", desc=plan.paper, disable=not progress)
+    while waiting:
+        moved = False
+        for cell in list(waiting):
+            blocked = [p for p in cell.parents if p in failed]
+            if blocked:
+                failed[cell.id] = f"its parent {blocked[0]} failed"
+            elif not store.done(cell.id):
+                if not all(store.done(p) for p in cell.parents):
+                    continue
+                bar.set_postfix_str(_words(cell))
+                try:
+                    run_cell(cell, plan, store, device=device, progress=progress)
+                except Locked:
+                    continue
+                except (WbcreproError, RuntimeError, OSError, ValueError, ArithmeticError, LookupError) as error:
+                    failed[cell.id] = f"{type(error).__name__}: {error}"
+                    _write_error(store, cell, error)
+                    tqdm.write(f"{cell.id} failed: {failed[cell.id]}")
+            waiting.remove(cell)
+            bar.update()
+            moved = True
+        if waiting and not moved:
+            time.sleep(POLL_SECONDS)  # another process works on what we wait for
+    bar.close()
+    return list(failed)
+
+
+def _words(cell: Cell) -> str:
+    return (
+        " ".join(str(cell.labels[k]) for k in ("preset", "backbone", "fold", "method") if k in cell.labels)
+        + f" {cell.kind}"
+    )
+
+
+def _write_error(store: Store, cell: Cell, error: BaseException) -> None:
+    folder = store.folder(cell.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    trace = "".join(traceback.format_exception(error))
+    (folder / "error.json").write_text(
+        json.dumps({"error": str(error), "traceback": trace}, indent=1), encoding="utf-8"
+    )

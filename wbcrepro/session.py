@@ -1,0 +1,92 @@
+"""What a notebook calls: the plan, the store, and the cells behind its tables.
+
+Under ``make`` and ``wbcrepro book`` notebooks only read (``WBCREPRO_READ_ONLY=1``) and the ids that they read are written
+to the file that ``WBCREPRO_READS`` names, so that a notebook is executed again when one of them changes. Opened by hand,
+``session.run_missing()`` runs what is missing, with a progress bar.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from wbcrepro.experiments.cell import Cell
+from wbcrepro.experiments.environment import resolve_device
+from wbcrepro.experiments.plan import Plan, make_plan
+from wbcrepro.experiments.run import run_plan
+from wbcrepro.experiments.store import Store, StoredCell
+
+READ_ONLY = "WBCREPRO_READ_ONLY"
+READS = "WBCREPRO_READS"
+
+
+class RecordingStore(Store):
+    """A store that writes every id it is asked for to a JSON list, sorted."""
+
+    def __init__(self, path: Path | str, record: Path | None):
+        super().__init__(path)
+        self.record = record
+
+    def get(self, cell_id: str) -> StoredCell | None:
+        """As ``Store.get``, and remembers the id."""
+        found = super().get(cell_id)
+        self._write()
+        return found
+
+    def cells(self, kind: str | None = None, **config: object) -> list[StoredCell]:
+        """As ``Store.cells``, and remembers the ids."""
+        found = super().cells(kind, **config)
+        self._write()
+        return found
+
+    def _write(self) -> None:
+        if self.record:
+            self.record.write_text(json.dumps(sorted(self.reads)), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One paper in one profile, as a notebook sees it."""
+
+    plan: Plan
+    store: Store
+    data: Path | None
+    results: Path
+
+    @property
+    def benchmark(self):
+        """The benchmark of the plan."""
+        return self.plan.benchmark
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images are synthetic: captions must say so."""
+        return self.plan.benchmark.synthetic
+
+    def find(self, **labels: object) -> list[tuple[Cell, StoredCell | None]]:
+        """Planned cells with these labels, each with its stored result or None."""
+        return [(cell, self.store.get(cell.id)) for cell in self.plan.find(**labels)]
+
+    def run_missing(self, device: str = "auto") -> int:
+        """Run what is missing and return how many cells are still missing. Under ``make`` it only counts."""
+        if os.environ.get(READ_ONLY) != "1":
+            run_plan(self.plan, self.store, device=resolve_device(device))
+        return sum(self.store.get(cell.id) is None for cell in self.plan.cells)
+
+
+def open_session(
+    paper: str,
+    profile: str = "demo",
+    store: str | Path = "runs",
+    data: str | Path | None = None,
+    dataset: str | None = None,
+    results: str | Path = "results",
+) -> Session:
+    """Open a paper's plan and store. The arguments are the parameters that papermill injects."""
+    record = os.environ.get(READS)
+    recording = RecordingStore(store, Path(record) if record else None)
+    root = Path(data) if data else None
+    plan = make_plan(paper, profile, store=recording, data=root, dataset=dataset or None, progress=False)
+    return Session(plan, recording, root, Path(results))
