@@ -1,13 +1,12 @@
 """What a notebook calls: the plan, the store, and the cells behind its tables.
 
-Under ``make`` and ``wbcrepro book`` notebooks only read (``WBCREPRO_READ_ONLY=1``) and the ids that they read are written
-to the file that ``WBCREPRO_READS`` names, so that a notebook is executed again when one of them changes. Opened by hand,
+Under ``make`` and ``wbcrepro book`` notebooks only read (``WBCREPRO_READ_ONLY=1``) and the ids that they read are noted
+in the file that ``WBCREPRO_READS`` names, so that a notebook is executed again when one of them changes. Opened by hand,
 ``session.run_missing()`` runs what is missing, with a progress bar.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,27 +22,26 @@ READS = "WBCREPRO_READS"
 
 
 class RecordingStore(Store):
-    """A store that writes every id it is asked for to a JSON list, sorted."""
+    """A store that appends what it is asked for to a file, one line each (the contract is in ``wbcrepro.book``)."""
 
     def __init__(self, path: Path | str, record: Path | None):
         super().__init__(path)
         self.record = record
 
     def get(self, cell_id: str) -> StoredCell | None:
-        """As ``Store.get``, and remembers the id."""
-        found = super().get(cell_id)
-        self._write()
-        return found
+        """As ``Store.get``, and remembers the id, found or not."""
+        self._note(cell_id)
+        return super().get(cell_id)
 
     def cells(self, kind: str | None = None, **config: object) -> list[StoredCell]:
-        """As ``Store.cells``, and remembers the ids."""
-        found = super().cells(kind, **config)
-        self._write()
-        return found
+        """As ``Store.cells``, and remembers that the answer depends on which cells of the kind exist."""
+        self._note(f"{kind or '*'}-*")
+        return super().cells(kind, **config)
 
-    def _write(self) -> None:
+    def _note(self, line: str) -> None:
         if self.record:
-            self.record.write_text(json.dumps(sorted(self.reads)), encoding="utf-8")
+            with self.record.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
 
 
 @dataclass(frozen=True)

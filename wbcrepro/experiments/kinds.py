@@ -137,7 +137,7 @@ def _run_online(context: Context) -> dict:
     images, labels = _pixels(context).images, benchmark.table["label"].to_numpy(np.int64)
     model = _stored_model(context, parent, config["checkpoint"])
     torch.manual_seed(config["seed"])
-    model.head = make_head(config["classifier"], model.head_dim, len(benchmark.classes)).to(context.device)
+    model.head = make_head(config["classifier"], model.info.dim, len(benchmark.classes)).to(context.device)
     options = dict(config["optimisation"])
     loss_options = {key: options.pop(key) for key in ("beta", "gamma", "lam", "variant")}
     settings = training.TrainConfig(
