@@ -1,0 +1,112 @@
+"""Scores against scikit-learn's golden values, intervals against their definitions."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wbcrepro import metrics
+
+
+def test_golden_scores(golden):
+    file = golden("metrics")
+    names = {"macro_recall_13": "macro_recall", "balanced_accuracy_sklearn": "balanced_accuracy",
+             "micro_f1": "accuracy", "macro_f1_labels_present": "macro_f1_present"}
+    n_classes = file["confusion"].shape[-1]
+    for case in range(len(file["names"])):
+        true, pred = file[f"true_{case}"], file[f"pred_{case}"]
+        got = metrics.scores(true, pred, n_classes)
+        for column, value in zip(file["columns"], file["values"][case], strict=True):
+            assert got[names.get(str(column), str(column))] == pytest.approx(value, abs=1e-9), (case, column)
+        for row, name in enumerate(["f1", "precision", "recall", "specificity", "support"]):
+            np.testing.assert_allclose(got["per_class"][name], file["per_class"][case, row], atol=1e-9)
+        np.testing.assert_array_equal(metrics.confusion(true, pred, n_classes), file["confusion"][case])
+
+
+def test_confusion_refuses_foreign_codes_and_lengths():
+    with pytest.raises(ValueError, match="predicted codes span 0..3"):
+        metrics.confusion([0, 1], [0, 3], 3)
+    with pytest.raises(ValueError, match="2 labels but 1"):
+        metrics.confusion([0, 1], [0], 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"stratified": True}, {"groups": True}])
+def test_bootstrap_is_the_loop(options):
+    """The vectorised replicates equal scores computed one resample at a time."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 4, 60)
+    labels[labels == 3] = 2  # class 3 never occurs in the truth
+    sets = [np.where(rng.random(60) < 0.6, labels, rng.integers(0, 4, 60)) for _ in range(3)]
+    groups = rng.integers(0, 9, 60) if options.pop("groups", False) else None
+    for metric in metrics.MACRO:
+        draws = metrics.bootstrap_draws(sets, labels, metric, 20, 7, n_classes=4, groups=groups, **options)
+        weights = metrics._draw_weights(labels, groups, options.get("stratified", False), 20,
+                                        np.random.default_rng(7)).astype(int)
+        for b in range(20):
+            rows = np.repeat(np.arange(60), weights[:, b])
+            for k, pred in enumerate(sets):
+                expected = metrics.scores(labels[rows], pred[rows], 4)[metric]
+                assert draws[b, k] == pytest.approx(expected, abs=1e-12)
+
+
+def test_bootstrap_schemes_resample_what_they_say():
+    labels = np.repeat([0, 1, 2], [50, 8, 2])
+    rng = np.random.default_rng
+    plain = metrics._draw_weights(labels, None, False, 500, rng(0))
+    kept = metrics._draw_weights(labels, None, True, 500, rng(0))
+    assert (plain.sum(0) == 60).all() and plain[labels == 2].sum(0).std() > 0
+    for code, count in enumerate([50, 8, 2]):
+        assert (kept[labels == code].sum(0) == count).all()
+    groups = np.arange(60) // 6
+    whole = metrics._draw_weights(labels, groups, False, 500, rng(0))
+    assert all((whole[groups == g] == whole[groups == g][0]).all() for g in range(10))
+    with pytest.raises(ValueError, match="not defined"):
+        metrics._draw_weights(labels, groups, True, 5, rng(0))
+
+
+def test_bootstrap_interval_has_the_right_width_and_seed():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 1000)
+    pred = np.where(rng.random(1000) < 0.8, labels, 1 - labels)
+    low, high = metrics.bootstrap([pred], labels, "accuracy", 4000, 1, n_classes=2)
+    p = (pred == labels).mean()
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 1000), rel=0.06)
+    assert low < p < high
+    assert (low, high) == metrics.bootstrap([pred], labels, "accuracy", 4000, 1, n_classes=2)
+    one, other = (metrics.bootstrap_draws([pred], labels, "accuracy", 10, seed, n_classes=2) for seed in (1, 2))
+    assert (one != other).any()
+
+
+def test_bootstrap_is_fast_enough_for_every_table_value():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 13, 600)
+    sets = [rng.integers(0, 13, 600) for _ in range(10)]
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        metrics.bootstrap(sets, labels, "macro_f1", 2000, 0, n_classes=13)
+        times.append(time.process_time() - start)
+    assert min(times) < 1.0, times
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_wilson_solves_its_equation(k, extra):
+    n = k + extra
+    low, high = metrics.wilson_interval(k, n)
+    assert 0 <= low <= high <= 1
+    if n == 0:
+        assert (low, high) == (0, 1)
+        return
+    p = k / n
+    for end in (float(low), float(high)):
+        if 0 < end < 1:  # the interval's ends solve |p - end| = z sqrt(end (1 - end) / n)
+            assert abs(p - end) == pytest.approx(1.959963985 * np.sqrt(end * (1 - end) / n), rel=1e-6, abs=1e-9)
+
+
+def test_wilson_on_arrays_matches_known_values():
+    low, high = metrics.wilson_interval(np.array([2, 11]), np.array([3, 18]))
+    np.testing.assert_allclose(low, [0.2077, 0.3862], atol=2e-4)
+    np.testing.assert_allclose(high, [0.9385, 0.7969], atol=2e-4)
