@@ -17,7 +17,7 @@ from wbcrepro.errors import WbcreproError
 VERSION = 1
 """Raise it when a file would decode to other pixels or another verdict: cached verdicts are then made anew."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 MAX_PIXELS = 64_000_000
 """Larger images are refused before they are unpacked (a few kilobytes can unpack to gigabytes)."""
 
@@ -26,9 +26,6 @@ _ROTATIONS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-
-
-Image.init()  # registers every reader; by itself Pillow knows only some of FORMATS until one of these fails
 
 
 class DecodeError(WbcreproError):
@@ -59,7 +56,7 @@ def decode(data: bytes) -> Decoded:
             if image.width * image.height > MAX_PIXELS:
                 raise DecodeError(f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}")
             pages = getattr(image, "n_frames", 1)
-            if pages > 1 and image.format != "MPO":  # the further frames of an MPO are previews of the first
+            if pages > 1 and image.format != "MPO":  # a JPEG of some telephones, with previews as further frames
                 raise DecodeError(f"{pages} pages in one file; save the one that is meant on its own")
             mode, form = image.mode, image.format or ""
             image.load()
