@@ -1,8 +1,8 @@
 """What a notebook calls: the plan, the store, and the cells behind its tables.
 
 Under ``make`` and ``wbcrepro book`` notebooks only read (``WBCREPRO_READ_ONLY=1``) and the ids that they read are noted
-in the file that ``WBCREPRO_READS`` names, so that a notebook is executed again when one of them changes. Opened by hand,
-``session.run_missing()`` runs what is missing, with a progress bar.
+in the file that ``WBCREPRO_READS`` names, so that a notebook is executed again when one of them changes. Opened by
+hand, ``session.run_missing()`` runs what is missing, with a progress bar.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A cell: one step of one row of a table, identified by what it computes and from what.
 
-The identity of a cell is the hash of its kind, configuration, parents, data digest and the versions of the algorithms it
-uses. No path, host, device or position in a plan enters it, so the same cell has the same id on every machine.
+The identity of a cell is the hash of its kind, configuration, parents, data digest and the versions of the algorithms
+it uses. No path, host, device or position in a plan enters it, so the same cell has the same id on every machine.
 """
 
 from __future__ import annotations

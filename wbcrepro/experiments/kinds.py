@@ -19,11 +19,12 @@ from torch import nn
 from wbcrepro import metrics, training
 from wbcrepro.backbones import Classifier, build_backbone
 from wbcrepro.data.pixels import PixelCache, Preprocessing, build_pixels
+from wbcrepro.experiments.heads import HeadData, fit_head, head_from_state
 from wbcrepro.experiments.run import Context, Runner
 from wbcrepro.experiments.store import StoredCell
 from wbcrepro.inference.ensemble import mean_probabilities
 from wbcrepro.inference.tta import CODE_WEIGHTS, DIHEDRAL
-from wbcrepro.longtail.heads import fit_head, make_head
+from wbcrepro.longtail.heads import make_head, predict_logits
 from wbcrepro.stain import normaliser
 
 TEST_SETS = ("test", "test_degraded")
@@ -102,29 +103,25 @@ def run_head(context: Context) -> dict:
     features = {n: np.load(parent.folder / f"{n}.npy") for n in ("train", "train_plain", "val", *_test_sets(context))}
     labels = context.benchmark.table["label"].to_numpy(np.int64)
     train, val = _fold_rows(context, config["fold"])
-    trained = _trained_head(context, parent.cell["config"]["checkpoint"])
-    log = (context.folder / "log.jsonl").open("w", encoding="utf-8")
-    with log:
-        head, chosen = fit_head(
-            config["head"],
-            trained=trained,
-            features=torch.from_numpy(features["train"]).float(),
-            plain=torch.from_numpy(features["train_plain"]).float(),
-            labels=torch.from_numpy(labels[train]),
-            val_features=torch.from_numpy(features["val"][:, 0]).float(),
-            val_labels=torch.from_numpy(labels[val]),
-            classes=len(context.benchmark.classes),
-            options={k: config[k] for k in ("classifier", "select", "optimisation") if k in config},
-            seed=config["seed"],
-            device=context.device,
-            log=lambda row: log.write(json.dumps(row) + "\n"),
-        )
+    data = HeadData(
+        trained=_trained_head(context, parent.cell["config"]["checkpoint"]),
+        features=torch.from_numpy(features["train"]),
+        plain=torch.from_numpy(features["train_plain"]),
+        labels=torch.from_numpy(labels[train]),
+        val_features=torch.from_numpy(features["val"][:, 0]).float(),
+        val_labels=torch.from_numpy(labels[val]),
+        classes=len(context.benchmark.classes),
+    )
+    lines: list[dict] = []
+    head = fit_head(config["head"], data, options=config, seed=config["seed"], device=context.device, log=lines.append)
+    (context.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    chosen = {key: lines[-1][key] for key in ("best_epoch", "chosen_tau") if lines and key in lines[-1]}
     head = head.to("cpu").eval()
     save_file({k: v.contiguous() for k, v in head.state_dict().items()}, context.folder / "head.safetensors")
     rows = _sets(context) | {"val": val}
     with torch.inference_mode():
         found = {
-            name: (rows[name], head(torch.from_numpy(features[name]).float()).softmax(-1).numpy())
+            name: (rows[name], predict_logits(head, torch.from_numpy(features[name])).softmax(-1).numpy())
             for name in ("val", *_test_sets(context))
         }
     return _finish_head(context, found, chosen)
@@ -141,8 +138,8 @@ def _run_online(context: Context) -> dict:
     options = dict(config["optimisation"])
     loss_options = {key: options.pop(key) for key in ("beta", "gamma", "lam", "variant")}
     settings = training.TrainConfig(
-        **options, loss_options=loss_options, sampler="class_balanced", augment=parent.cell["config"]["optimisation"]["augment"],
-        freeze_backbone=True, backbone_mode="train", seed=config["seed"],
+        **options, loss_options=loss_options, sampler="class_balanced", freeze_backbone=True, backbone_mode="train",
+        augment=parent.cell["config"]["optimisation"]["augment"], seed=config["seed"],
     )  # fmt: skip
     train, val = _fold_rows(context, config["fold"])
     result = training.fit(
@@ -214,12 +211,7 @@ def _stored_model(context: Context, train: StoredCell, checkpoint: str) -> Class
 def _trained_head(context: Context, checkpoint: str) -> nn.Module:
     train = context.parent("train")
     state = load_file(train.folder / f"{checkpoint}.safetensors")
-    state = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
-    kind = train.cell["config"]["head"]
-    dim = next(value.shape[1] for value in state.values() if value.ndim == 2)
-    head = make_head(kind, dim, len(context.benchmark.classes))
-    head.load_state_dict(state)
-    return head.eval()
+    return head_from_state({k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")})
 
 
 def _save_predictions(

@@ -15,11 +15,11 @@ from wbcrepro.backbones import Classifier, build_backbone
 from wbcrepro.data.decode import decode
 from wbcrepro.data.pixels import prepare
 from wbcrepro.errors import CellsMissing, DataMissing, UsageError
+from wbcrepro.experiments.heads import head_from_state
 from wbcrepro.experiments.store import Store, StoredCell
 from wbcrepro.inference.ensemble import mean_probabilities
 from wbcrepro.inference.tta import CODE_WEIGHTS, DIHEDRAL
 from wbcrepro.inference.tta import view as make_view
-from wbcrepro.longtail.heads import head_from_state
 from wbcrepro.stain import normaliser
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -87,7 +87,7 @@ def load_predictor(store: Store, cell_id: str, device: torch.device) -> Predicto
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise CellsMissing(f"{path} is missing: the weights of this run were not kept. Remove its folder and run it again.")
+        raise CellsMissing(f"{path} is missing: weights of this run were not kept. Remove its folder and run it again.")
     return path
 
 
@@ -107,7 +107,7 @@ def image_files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def predict_file(predictors: list[Predictor], path: Path) -> np.ndarray:
-    """Probabilities (C,) of one file, averaged over classifiers and views (Eq. 6). ``DecodeError`` for a damaged file."""
+    """Probabilities (C,) of one file, averaged over classifiers and views (Eq. 6). Raises ``DecodeError``."""
     image = decode(path.read_bytes()).pixels
     members = [predictor.probabilities(image) for predictor in predictors]
     return mean_probabilities(members, CODE_WEIGHTS)[0]

@@ -1,7 +1,7 @@
 """Running cells: one at a time under its lock, results written last, everything resumable.
 
 A cell that was interrupted, at any moment and by any signal, is run again by the same command: its kind decides what
-can be resumed (a training continues from its last checkpoint), and ``metrics.json`` appears only when all else is there.
+can be resumed (a training continues from its last checkpoint), and ``metrics.json`` appears when all else is there.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Runner = Callable[[Context], dict]
 
 
 def run_cell(cell: Cell, plan: Plan, store: Store, *, device: torch.device, progress: bool = True) -> StoredCell:
-    """Run one cell unless it is done. Raises ``Locked`` when another process runs it, ``CellsMissing`` without parents."""
+    """Run one cell unless it is done. ``Locked`` when another process runs it, ``CellsMissing`` without parents."""
     from wbcrepro.experiments.kinds import RUNNERS
 
     if store.done(cell.id):

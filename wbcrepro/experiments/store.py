@@ -1,8 +1,8 @@
 """The store: one folder a cell, read by everything that comes after a run.
 
 ``STORE/cells/<id>/`` holds ``cell.json`` (what it is), ``env.json`` (where and when it ran), ``log.jsonl``,
-``predictions.npz``, weights as safetensors where kept, and ``metrics.json``, which is written last and by rename: a cell
-is done when, and only when, that file exists.
+``predictions.npz``, weights as safetensors where kept, and ``metrics.json``, which is written last and by rename: a
+cell is done when, and only when, that file exists.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class Store:
         found = self.get(cell_id)
         if found is None:
             raise CellsMissing(
-                f"cell {cell_id} is not in the store {self.path}. Make it with: wbcrepro run-cell {cell_id} --store {self.path}"
+                f"cell {cell_id} is not in the store {self.path}. "
+                f"Make it with: wbcrepro run-cell {cell_id} --store {self.path}"
             )
         return found
 

@@ -3,7 +3,8 @@
 Raise the integer of an algorithm in ``ALGORITHMS`` when a change can alter its results; every cell that uses it then
 gets a new identity. ``tests/algorithm_digests.json`` holds the digest of each module's syntax tree without docstrings;
 the test that compares them fails on any change of code, and asks for one of two answers: raise the version, or accept
-the new digest because results are the same (``python -m wbcrepro.experiments.versions > tests/algorithm_digests.json``).
+the new digest because results are the same
+(``python -m wbcrepro.experiments.versions > tests/algorithm_digests.json``).
 """
 
 from __future__ import annotations
