@@ -29,7 +29,11 @@ def class_folders(folder: Path, layout: dict) -> list[Row]:
         for path in images_below(folder, folder / base["path"]):
             inside = PurePosixPath(path).relative_to(PurePosixPath(base["path"]))
             row = {"path": path, "id": path, "source_label": inside.parts[0], "split": base["split"], "reason": ""}
-            if "label_regex" in layout:
+            if (folder / path).is_dir():
+                row["reason"] = "a folder that is a link, which is not followed; put the files themselves here"
+            elif len(inside.parts) == 1:
+                row |= {"source_label": "", "reason": "lies in no class folder"}
+            elif "label_regex" in layout:
                 _finer_label(row, inside, layout)
             if "group_regex" in layout:
                 found = re.search(layout["group_regex"], inside.name)
@@ -57,7 +61,7 @@ def numbered_table(folder: Path, layout: dict) -> list[Row]:
         row = {"path": path, "id": path, "source_label": codes.get(code, ""), "reason": reason}
         rows.append(checked(folder, row))
     listed = {row["path"] for row in rows}
-    for path in images_below(folder, base / layout["images"], depth=1):
+    for path in images_below(folder, base / layout["images"]):
         if path.endswith(layout["suffix"]) and path not in listed:
             rows.append({"path": path, "id": path, "source_label": "", "reason": f"has no row in {layout['table']}"})
     return rows
@@ -141,18 +145,18 @@ def found(folder: Path, layout: dict) -> bool:
     return (folder / layout["marker"]).exists()
 
 
-def images_below(root: Path, base: Path, depth: int = 2) -> list[str]:
-    """Paths relative to ``root`` of the files ``depth`` levels or more below ``base``, but sidecars and hidden ones."""
-    return sorted(_walk(root, base, depth)) if base.is_dir() else []
+def images_below(root: Path, base: Path) -> list[str]:
+    """Paths relative to ``root`` of all files below ``base`` but sidecars and hidden ones, and of linked folders."""
+    return sorted(_walk(root, base)) if base.is_dir() else []
 
 
-def _walk(root: Path, base: Path, depth: int) -> Iterator[str]:
-    for place, folders, files in os.walk(base):  # folders that are links are not entered
+def _walk(root: Path, base: Path) -> Iterator[str]:
+    for place, folders, files in os.walk(base):  # does not enter folders that are links
         folders[:] = [name for name in folders if not name.startswith(".")]
-        level = len(Path(place).relative_to(base).parts) + 1
-        for name in files:
-            if level >= depth and not name.startswith(".") and Path(name).suffix.lower() not in _SIDECARS:
-                yield (Path(place) / name).relative_to(root).as_posix()
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        images = [name for name in files if Path(name).suffix.lower() not in _SIDECARS and not name.startswith(".")]
+        for name in links + images:
+            yield (Path(place) / name).relative_to(root).as_posix()
 
 
 def checked(root: Path, row: Row) -> Row:

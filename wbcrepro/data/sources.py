@@ -107,8 +107,11 @@ def _rows(name: str, data_root: Path | str | None, mapping: str | None):
         expected = " or ".join(str(item["name"]) for item in entry.layouts)
         raise DataMissing(f"{name}: {root} does not hold the layout ({expected}).\n{entry.instructions(data_root)}")
     rows = layouts.READERS[layout["kind"]](root, layout)
-    if layout["kind"] == "class_folders":
-        labels = {label.lower(): target for label, target in labels.items()}  # Basophil, basophil, BASOPHIL
+    known = {label.lower() for table in entry.labels.values() for label in table} | {x.lower() for x in entry.unmapped}
+    for row in rows:
+        if not row["reason"] and row["source_label"] and row["source_label"].lower() not in known:
+            row["reason"] = f"label {row['source_label']!r} is not in the catalogue"
+    labels = {label.lower(): target for label, target in labels.items()}  # Basophil, basophil, BASOPHIL
     return root, rows, classes, labels, name
 
 
@@ -119,7 +122,7 @@ def _refuse(root: Path, row: dict) -> bool:
 
 def _record(row: dict, facts: FileFacts | None, labels: dict[str, str], domain: str) -> dict:
     label = labels.get(row["source_label"], labels.get(row["source_label"].lower(), ""))
-    record = {"label": label, "domain": domain, "group": "", "split": ""} | row
+    record = {"domain": domain, "group": "", "split": ""} | row | {"label": label}
     if facts is None:
         return record | {"width": 0, "height": 0, "mode": "", "sha256": "", "status": "quarantined"}
     seen = {"width": facts.width, "height": facts.height, "mode": facts.mode, "sha256": facts.sha256}
