@@ -13,7 +13,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "reproduce",
         help="run every cell of a profile that is missing",
-        description="Run what is missing of a profile, parents first. Stop it at any moment, run it again and it goes on. "
+        description="Run what is missing of a profile, parents first. Stop it at any moment; run again, it goes on. "
         "Several processes, also on several machines that share the store, may run at once.",
     )
     add_experiment_options(parser)
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         failed += run_plan(plan, store, device=device, shard=shard, progress=not arguments.no_progress)
     if failed:
         print(
-            f"{len(failed)} cells failed: {', '.join(failed)}. Each folder below {store.path / 'cells'} has an error.json."
+            f"{len(failed)} cells failed: {', '.join(failed)}. See error.json below {store.path / 'cells'}."
         )
         return 1
     return 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,12 +18,13 @@ from torch import nn
 from wbcrepro import metrics, training
 from wbcrepro.backbones import Classifier, build_backbone
 from wbcrepro.data.pixels import PixelCache, Preprocessing, build_pixels
-from wbcrepro.experiments.heads import HeadData, fit_head, head_from_state
+from wbcrepro.experiments.heads import head_from_state
 from wbcrepro.experiments.run import Context, Runner
 from wbcrepro.experiments.store import StoredCell
 from wbcrepro.inference.ensemble import mean_probabilities
 from wbcrepro.inference.tta import CODE_WEIGHTS, DIHEDRAL
 from wbcrepro.longtail.heads import make_head, predict_logits
+from wbcrepro.longtail.heads.fit import fit_head
 from wbcrepro.stain import normaliser
 
 TEST_SETS = ("test", "test_degraded")
@@ -57,7 +57,7 @@ def run_train(context: Context) -> dict:
         model, images, labels, train, val, settings,
         classes=len(benchmark.classes), folder=context.folder, device=context.device, progress=context.progress,
     )  # fmt: skip
-    load_weights(model, context.folder / "best.safetensors")
+    training.load_weights(model, context.folder / "best.safetensors")
     probabilities = training.predict(model, images, val, views=("identity",), device=context.device)
     _save_predictions(context, {"val": (val, probabilities)}, ("identity",))
     scores = metrics.scores(labels[val], probabilities[:, 0].argmax(1), len(benchmark.classes))
@@ -103,19 +103,22 @@ def run_head(context: Context) -> dict:
     features = {n: np.load(parent.folder / f"{n}.npy") for n in ("train", "train_plain", "val", *_test_sets(context))}
     labels = context.benchmark.table["label"].to_numpy(np.int64)
     train, val = _fold_rows(context, config["fold"])
-    data = HeadData(
+    lines: list[dict] = []
+    head, chosen = fit_head(
+        config["head"],
         trained=_trained_head(context, parent.cell["config"]["checkpoint"]),
         features=torch.from_numpy(features["train"]),
         plain=torch.from_numpy(features["train_plain"]),
         labels=torch.from_numpy(labels[train]),
-        val_features=torch.from_numpy(features["val"][:, 0]).float(),
+        val_features=torch.from_numpy(features["val"][:, 0]),
         val_labels=torch.from_numpy(labels[val]),
         classes=len(context.benchmark.classes),
+        options={key: config[key] for key in ("classifier", "select", "optimisation") if key in config},
+        seed=config["seed"],
+        device=context.device,
+        log=lines.append,
     )
-    lines: list[dict] = []
-    head = fit_head(config["head"], data, options=config, seed=config["seed"], device=context.device, log=lines.append)
     (context.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    chosen = {key: lines[-1][key] for key in ("best_epoch", "chosen_tau") if lines and key in lines[-1]}
     head = head.to("cpu").eval()
     save_file({k: v.contiguous() for k, v in head.state_dict().items()}, context.folder / "head.safetensors")
     rows = _sets(context) | {"val": val}
@@ -146,7 +149,7 @@ def _run_online(context: Context) -> dict:
         model, images, labels, train, val, settings,
         classes=len(benchmark.classes), folder=context.folder, device=context.device, progress=context.progress,
     )  # fmt: skip
-    load_weights(model, context.folder / f"{config['select']}.safetensors")
+    training.load_weights(model, context.folder / f"{config['select']}.safetensors")
     rows = {"val": val} | {name: _sets(context)[name] for name in _test_sets(context)}
     found = {
         name: (index, training.predict(model, images, index, views=DIHEDRAL, device=context.device))
@@ -195,15 +198,10 @@ def _build_model(context: Context, backbone: str, weights: str, head: str) -> Cl
     return Classifier(network, make_head(head, info.dim, len(context.benchmark.classes)), info)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load safetensors into a model; every name must match."""
-    model.load_state_dict(load_file(path), strict=True)
-
-
 def _stored_model(context: Context, train: StoredCell, checkpoint: str) -> Classifier:
     config = train.cell["config"]
     model = _build_model(context, config["backbone"], "random", config["head"])
-    load_weights(model, train.folder / f"{checkpoint}.safetensors")
+    training.load_weights(model, train.folder / f"{checkpoint}.safetensors")
     context.notes |= {"weights": f"{checkpoint} epoch of {train.id}", "weights_digest": None}
     return model.to(context.device)
 

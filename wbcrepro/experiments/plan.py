@@ -168,14 +168,13 @@ def _chain(
             "head": head,
             "seed": derive_seed(BASE_SEED, paper["name"], "stage2", backbone, fold, method),
         }
-        if head in {"crt", "lws"}:
-            optimisation = {**paper["stage2"], **settings["stage2"], "variant": switches["focal_variant"]}
-            config |= {
-                "select": "best" if switches["handover"] == "best" else "last",
-                "optimisation": optimisation | paper["methods"][method].get("optimisation", {}),
-            }
         if head == "crt":
-            config |= {"classifier": switches["head"], "online": online}
+            config |= {
+                "classifier": switches["head"],
+                "online": online,
+                "select": "best" if switches["handover"] == "best" else "last",
+                "optimisation": {**paper["stage2"], **settings["stage2"], "variant": switches["focal_variant"]},
+            }
         if online:
             config |= {"checkpoint": checkpoint}
         parent = train if online else features[checkpoint]
