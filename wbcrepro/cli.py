@@ -11,7 +11,7 @@ import wbcrepro
 from wbcrepro import commands
 from wbcrepro.errors import WbcreproError
 
-EPILOG = "Exit codes: 0 done, 1 something failed, 2 wrong usage, 3 data missing, 4 cells missing, 5 locked by another process."
+EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 data missing, 4 cells missing, 5 locked by another process."
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -88,6 +88,8 @@ def run_cell(cell: Cell, plan: Plan, store: Store, *, device: torch.device, prog
         environment |= context.notes
         write_json(folder / "env.json", environment)
         write_json(folder / "metrics.json", {"schema": 1, **metrics})
+        for leftover in (*folder.glob("checkpoint*.pt"), folder / "error.json"):
+            leftover.unlink(missing_ok=True)
     return store.require(cell.id)
 
 
