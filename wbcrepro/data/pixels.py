@@ -1,9 +1,9 @@
 """The pixel cache: decode, normalise the stain, resize and crop once; train from one memory-mapped uint8 array.
 
 Order, as in `decoupled` 2.1: read, stain-normalise at full size, resize to ``resize`` x ``resize`` (bilinear with
-antialiasing as in Pillow; the aspect ratio of a non-square image is not kept, as with torchvision's ``Resize((r, r))``),
-centre crop. A resize to the size that an image already has does nothing. What is cached is what training reads: the
-224 px crop of WBCBench's 55,012 images is 7.7 GiB, the full 368 px would be 20.8.
+antialiasing as in Pillow; the aspect ratio of a non-square image is not kept, as with ``Resize((r, r))`` of
+torchvision), centre crop. A resize to the size that an image already has does nothing. What is cached is what
+training reads: the 224 px crop of WBCBench's 55,012 images is 7.7 GiB, the full 368 px would be 20.8.
 """
 
 import json
@@ -57,11 +57,12 @@ class PixelCache:
             facts = json.loads((folder / "pixels.json").read_text())
             images = np.load(folder / "images.npy", mmap_mode="r")
         except (OSError, ValueError) as error:
-            raise DataMissing(f"No complete pixel cache in {folder} ({error}). Next step: run its cell again.") from error
+            raise DataMissing(f"No pixel cache in {folder}: {error}. Next step: run its cell again.") from error
         side = facts["preprocessing"]["crop"]
-        if images.shape != (len(facts["status"]), 3, side, side) or images.dtype != np.uint8:
-            raise DataMissing(f"{folder / 'images.npy'}: expected uint8 ({len(facts['status'])}, 3, {side}, {side}), got "
-                              f"{images.dtype} {images.shape}. Next step: delete the folder and run its cell again.")
+        expected = (len(facts["status"]), 3, side, side)
+        if images.shape != expected or images.dtype != np.uint8:
+            raise DataMissing(f"{folder / 'images.npy'}: expected uint8 {expected}, got {images.dtype} {images.shape}. "
+                              "Next step: delete the folder and run its cell again.")
         return cls(images, facts["status"], Preprocessing(**facts["preprocessing"]))
 
 
@@ -119,9 +120,9 @@ def build_pixels(read: Callable[[int], np.ndarray], count: int, preprocessing: P
                  free_space: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free) -> PixelCache:
     """Build the cache in ``folder``, or open it where it is complete, or go on where a killed process stopped.
 
-    ``read(row)`` gives uint8 (H,W,3); ``normalise`` maps uint8 (n,3,H,W) of one size to the same and n statuses. Both run
-    in ``workers`` forked processes (0: in this one, which a normaliser on CUDA needs). Chunks are fixed, so a resumed
-    build is bit-identical to an uninterrupted one. Raises UsageError where the disk is too small.
+    ``read(row)`` gives uint8 (H,W,3); ``normalise`` maps uint8 (n,3,H,W) of one size to the same and n statuses. Both
+    run in ``workers`` forked processes (0: in this one, which a normaliser on CUDA needs). Chunks are fixed, so a
+    resumed build is bit-identical to an uninterrupted one. Raises UsageError where the disk is too small.
     """
     folder = Path(folder)
     if (folder / "pixels.json").is_file():
@@ -170,8 +171,8 @@ def _allocate(part: Path, count: int, side: int, free_space: Callable[[Path], in
     """Create the array file with its blocks reserved: a disk that fills up later would kill the process by SIGBUS."""
     part.unlink(missing_ok=True)
     needed, free = count * 3 * side * side, free_space(part.parent)
-    too_small = UsageError(f"The pixel cache needs {needed / 2**30:.2f} GiB in {part.parent}, where {free / 2**30:.2f} GiB "
-                           "are free. Next step: free space there, or choose another STORE.")
+    too_small = UsageError(f"The pixel cache needs {needed / 2**30:.2f} GiB in {part.parent}, where only "
+                           f"{free / 2**30:.2f} GiB are free. Next step: free space there, or choose another STORE.")
     if needed > free:
         raise too_small
     with open(part, "wb") as file:

@@ -1,9 +1,9 @@
-"""The rare-class quota of the released code of `decoupled` ("smart rare class adjustment"); the paper does not mention it.
+"""The rare-class quota of the released code of `decoupled` ("smart rare class adjustment"), which the paper omits.
 
-Transductive: it looks at how often each class is predicted in the whole test set. With training prior pi_c and N test images
-the floor of class c is max(1, int(fraction * int(N * pi_c))). Classes below their floor, the largest deficit first, take
-the images of highest p_c above ``min_probability`` that do not already carry that class; a later class may take images that an
-earlier one was given.
+Transductive: it looks at how often each class is predicted in the whole test set. With training prior pi_c and N test
+images the floor of class c is max(1, int(fraction * int(N * pi_c))). Classes below their floor, the largest deficit
+first, take the images of highest p_c above ``min_probability`` that do not already carry that class; a later class may
+take images that an earlier one was given.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Test-time augmentation: the eight views of a square image that flips and quarter turns can make.
 
-`decoupled` says K = 8 views (Eq. 6). Its released code lists identity, identity, h-flip, v-flip, h+v flip and rotations by
-90, 180, 270 degrees; h+v flip is the rotation by 180, so six are distinct. ``CODE_WEIGHTS`` gives that average over
-``DIHEDRAL``, the eight distinct views that are stored; ``EQUAL_WEIGHTS`` is the plain mean of all eight.
+`decoupled` says K = 8 views (Eq. 6). Its released code lists identity, identity, h-flip, v-flip, h+v flip and
+rotations by 90, 180, 270 degrees; h+v flip is the rotation by 180, so six are distinct. ``CODE_WEIGHTS`` gives that
+average over ``DIHEDRAL``, the eight distinct views that are stored; ``EQUAL_WEIGHTS`` is the plain mean of all eight.
 Rotations are counter-clockwise, as in PIL.
 """
 
