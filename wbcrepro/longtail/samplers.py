@@ -47,7 +47,7 @@ def sample_weights(labels: np.ndarray, kind: str) -> np.ndarray:
 
 
 def class_shares(counts: np.ndarray, kind: str, progress: float = 0.0) -> np.ndarray:
-    """Expected share of each class in the draws, float64 (C,) summing to 1; ``progress`` in [0, 1] is for progressive."""
+    """Expected share of each class in the draws, float64 (C,), sum 1; ``progress`` in [0, 1] is for progressive."""
     n = np.asarray(counts, dtype=np.float64)
     if not n.sum() > 0:
         raise ValueError("no class has an image")

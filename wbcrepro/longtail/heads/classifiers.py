@@ -36,8 +36,8 @@ HEADS = {"linear": nn.Linear, "mlp512bn": _mlp512bn, "cosine": CosineHead}
 
 
 def make_head(kind: str, dim: int, classes: int, seed: int | None = None) -> nn.Module:
-    """A freshly initialised head. With a ``seed`` its weights depend on that alone, and torch's global generator is left
-    as it was. Raises UsageError for an unknown kind."""
+    """A freshly initialised head. With a ``seed`` its weights depend on that alone, and torch's global generator is
+    left as it was. Raises UsageError for an unknown kind."""
     if kind not in HEADS:
         raise UsageError(f"unknown head {kind!r}; known: {', '.join(HEADS)}")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):

@@ -93,7 +93,8 @@ def retrain(head: nn.Module, features, labels, val_features, val_labels, cfg: CR
             loss.set_epoch(epoch)
         order = torch.as_tensor(epoch_indices(sampler, seed, epoch, cfg.epochs), device=device)
         lr = schedule.get_last_lr()[0]
-        train_loss = _epoch(head, loss, optimiser, features[:, epoch % features.shape[1]], targets, order, cfg.batch_size)
+        now = features[:, epoch % features.shape[1]]
+        train_loss = _epoch(head, loss, optimiser, now, targets, order, cfg.batch_size)
         schedule.step()
         got = scores(val_labels, predict_logits(head, val_features).argmax(-1).cpu().numpy(), classes)
         if got["macro_f1"] > best:

@@ -1,0 +1,243 @@
+"""Benchmarks: which images of a dataset train, in which fold, and which test, pristine and degraded.
+
+`load_benchmark` reads `benchmarks.yml`, or applies the paper `decoupled`'s protocol (20 % held out, five folds on the
+rest, by group where groups are known) to any catalogued dataset, ``folder:PATH`` or ``csv:PATH``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache as cached
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from wbcrepro.data import catalog, splits
+from wbcrepro.data.longtail import distinct_rows, hash_order, longtail, profile
+from wbcrepro.data.manifest import Manifest
+from wbcrepro.data.sources import ImageSource, open_dataset
+from wbcrepro.errors import DataMissing, UsageError
+from wbcrepro.seeds import derive_seed
+
+Part = tuple[str, np.ndarray, np.ndarray | int]  # set, manifest rows, fold of each row
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """``table`` has one row an item: item (0..N-1), id, row (of the manifest), label (code into ``classes``), set
+    ("train" | "test" | "test_degraded"), fold (-1 outside train), group, domain. The degraded copy of an image has its
+    id. ``classes`` run from head to tail. ``notes`` are caveats that belong next to every number."""
+
+    name: str
+    source: ImageSource
+    classes: tuple[str, ...]
+    synthetic: bool
+    caption: str
+    notes: tuple[str, ...]
+    table: pd.DataFrame
+    degraded: Mapping | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the manifest's digest, the classes, the table (without row numbers) and the degradation."""
+        columns = ["id", "label", "set", "fold", "group", "domain"]
+        content = [self.source.manifest.digest, self.classes, self.table[columns].to_numpy().tolist(), self.degraded]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=True, default=int).encode()).hexdigest()
+
+    def read(self, item: int) -> np.ndarray:
+        """Image of a table row, uint8 (H, W, 3); items of "test_degraded" are degraded by a seed from their id."""
+        row = self.table.iloc[item]
+        image = self.source.read(int(row["row"]))
+        if row["set"] != "test_degraded":
+            return image
+        from wbcrepro.data.degrade import degrade
+
+        seed = derive_seed("degraded", self.degraded["seed"], row["id"])
+        return degrade(image, kind=self.degraded["kind"], severity=self.severity(item), seed=seed)
+
+    def severity(self, item: int) -> int:
+        """Severity of an item: 0 if pristine, otherwise one of the benchmark's severities, from a hash of its id."""
+        row = self.table.iloc[item]
+        if row["set"] != "test_degraded":
+            return 0
+        choices = self.degraded["severities"]
+        return choices[derive_seed("severity", self.degraded["seed"], row["id"]) % len(choices)]
+
+    def counts(self, name: str = "train") -> np.ndarray:
+        """Images of each class in a set, int64 (C,)."""
+        return np.bincount(self.table["label"][self.table["set"] == name], minlength=len(self.classes))
+
+
+@cached
+def _document() -> dict:
+    return yaml.safe_load(Path(__file__).with_name("benchmarks.yml").read_text(encoding="utf-8"))
+
+
+def names() -> tuple[str, ...]:
+    """The benchmarks that `benchmarks.yml` fixes."""
+    return tuple(_document()["benchmarks"])
+
+
+def load_benchmark(name: str, *, data_root: Path | None, cache: Path, progress: bool = True) -> Benchmark:
+    """Open a benchmark of `benchmarks.yml`, a catalogued dataset, ``folder:PATH`` or ``csv:PATH``.
+
+    :raises UsageError: unknown name
+    :raises DataMissing: its images are not below ``data_root`` (the message says how to get them), or are too few
+    """
+    document = _document()
+    entry = document["benchmarks"].get(name)
+    if entry is None:
+        if name not in catalog.datasets() and not name.startswith(("folder:", "csv:")):
+            raise UsageError(f"unknown benchmark {name!r}; known: {', '.join(names())}, a dataset of `wbcrepro data "
+                             "list`, folder:PATH or csv:PATH")
+        entry = {"dataset": name, "protocol": "held_out", "fraction": 0.2, "by_group": True, "notes": []}
+        name = name.partition(":")[0]  # the path stays out of everything that is stored
+        entry["caption"] = f"{name}: 20 % held out and five folds on the rest"
+    settings = document["defaults"] | entry
+    if settings["protocol"] == "smears":
+        source = smear_source(settings)
+    else:
+        source = open_dataset(settings["dataset"], data_root, cache, progress=progress)
+    return build(name, source, settings)
+
+
+def build(name: str, source: ImageSource, settings: Mapping) -> Benchmark:
+    """A benchmark from an open source and the settings of one entry of `benchmarks.yml` (with its defaults)."""
+    manifest = source.manifest
+    classes = tuple(settings.get("classes") or _by_frequency(manifest))
+    parts = PROTOCOLS[settings["protocol"]](manifest, classes, settings)
+    degraded = settings["degraded"]
+    if degraded is not None:
+        parts = [*parts, *(("test_degraded", rows, -1) for part, rows, _ in parts if part == "test")]
+    table = _table(manifest, classes, parts)
+    benchmark = Benchmark(name, source, classes, settings["protocol"] == "smears", settings["caption"],
+                          (*settings["notes"], *_notes(manifest, table)), table, degraded)
+    empty = [c for c, n in zip(classes, benchmark.counts(), strict=True) if n == 0]
+    if empty:
+        raise DataMissing(f"benchmark {name}: no training image of {', '.join(empty)} in {len(manifest.frame)} rows of "
+                          "the manifest; a class whose images all share one group cannot be on both sides of a split")
+    return benchmark
+
+
+def _table(manifest: Manifest, classes: Sequence[str], parts: Sequence[Part]) -> pd.DataFrame:
+    columns = ["id", "label", "group", "domain"]
+    frames = [manifest.frame.iloc[rows][columns].assign(row=rows, set=part, fold=fold) for part, rows, fold in parts]
+    table = pd.concat(frames, ignore_index=True)
+    code = {label: position for position, label in enumerate(classes)}
+    table["label"] = table["label"].map(code).astype(np.int64)
+    table = table.astype({"row": np.int64, "fold": np.int64}).rename_axis("item").reset_index()
+    return table[["item", "id", "row", "label", "set", "fold", "group", "domain"]]
+
+
+def _by_frequency(manifest: Manifest) -> list[str]:
+    counts = {name: n for name, n in manifest.counts().items() if n}
+    return sorted(counts, key=lambda name: (-counts[name], name))
+
+
+def _notes(manifest: Manifest, table: pd.DataFrame) -> list[str]:
+    notes = []
+    if len(manifest.quarantined()):
+        notes.append(f"{len(manifest.quarantined())} files could not be used; the dataset report says why.")
+    if (table["group"] == "").all() and not table.empty:
+        notes.append("No image here has a patient or group identity: the split is by image, and cells of one person "
+                     "may be on both sides.")
+    return notes
+
+
+def _rows(manifest: Manifest, classes: Sequence[str]) -> np.ndarray:
+    """Usable rows, one per file content, without label conflicts. Of WBCBench's phase 2, which the Hugging Face
+    release holds twice, the degraded images are used: Kaggle, the paper's source, has only those."""
+    frame = manifest.frame.iloc[distinct_rows(manifest, classes)]
+    again = (frame["domain"] == "pristine") & frame["split"].str.startswith("phase2")
+    return frame.index[~again].to_numpy(np.int64)
+
+
+def _longtail(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part]:
+    """Training: the long-tailed view, in folds. Test: the same number of every class from what is left."""
+    train = longtail(manifest, ratio=s["ratio"], largest=s["largest"], order=classes, seed=s["seed"])
+    rest = np.setdiff1d(distinct_rows(manifest, classes), train)
+    labels, ids = manifest.frame["label"].to_numpy()[rest], manifest.frame["id"].to_numpy()[rest]
+    test = []
+    for name in classes:
+        left = rest[labels == name]
+        if len(left) < s["test_per_class"]:
+            raise DataMissing(f"{manifest.name}: {len(left)} images of {name} are left for the test set, "
+                              f"expected {s['test_per_class']}")
+        test.append(left[hash_order(ids[labels == name], "test", s["seed"])[: s["test_per_class"]]])
+    return [("train", train, splits.folds(manifest, s["folds"], rows=train, seed=s["seed"])),
+            ("test", np.concatenate(test), -1)]
+
+
+def _held_out(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part]:
+    options = {"seed": s["seed"], "by_group": s["by_group"]}
+    train, test = splits.held_out(manifest, s["fraction"], rows=_rows(manifest, classes), **options)
+    return [("train", train, splits.folds(manifest, s["folds"], rows=train, **options)), ("test", test, -1)]
+
+
+def _single(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part]:
+    """One split: fold 0 stops the training and is reported; fold 1 only trains. No test set."""
+    options = {"seed": s["seed"], "by_group": s["by_group"]}
+    train, val = splits.held_out(manifest, s["fraction"], rows=_rows(manifest, classes), **options)
+    return [("train", train, 1), ("train", val, 0)]
+
+
+def _official(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part]:
+    train, test = splits.official(manifest, s["train_splits"], s["test_splits"])
+    allowed = _rows(manifest, classes)
+    train, test = np.intersect1d(train, allowed), np.intersect1d(test, allowed)
+    return [("train", train, splits.folds(manifest, s["folds"], rows=train, seed=s["seed"])), ("test", test, -1)]
+
+
+def _smears(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part]:
+    side = manifest.frame["split"].to_numpy()
+    train, test = (np.flatnonzero(side == name) for name in ("train", "test"))
+    return [("train", train, splits.folds(manifest, s["folds"], rows=train, seed=s["seed"])), ("test", test, -1)]
+
+
+PROTOCOLS = {"longtail": _longtail, "held_out": _held_out, "single": _single, "official": _official, "smears": _smears}
+
+
+@dataclass(frozen=True)
+class JoinedSource:
+    """Two sources as one. Ids and groups are prefixed with the part's name, which also stands in the split column."""
+
+    manifest: Manifest
+    parts: Mapping[str, ImageSource]
+    places: tuple[tuple[str, int], ...]
+
+    def read(self, row: int) -> np.ndarray:
+        part, inner = self.places[row]
+        return self.parts[part].read(inner)
+
+
+def join_sources(name: str, parts: Mapping[str, ImageSource]) -> JoinedSource:
+    """Sources without common images or groups: a training population and a test population."""
+    frames = []
+    for part, source in parts.items():
+        places = [(part, row) for row in range(len(source.manifest.frame))]
+        frame = source.manifest.frame.assign(split=part, _place=places)
+        for column in ("id", "group"):
+            frame[column] = (part + "/" + frame[column]).where(frame[column] != "", "")
+        frames.append(frame)
+    frame = pd.concat(frames, ignore_index=True).sort_values("id", kind="stable", ignore_index=True)
+    places = tuple(frame.pop("_place"))
+    return JoinedSource(Manifest(name, next(iter(parts.values())).manifest.classes, frame), dict(parts), places)
+
+
+def smear_source(settings: Mapping) -> JoinedSource:
+    """Long-tailed training smears and balanced test smears of other patients."""
+    from wbcrepro.data.smears import SmearSource, SmearSpec
+
+    classes = settings["classes"]
+    tail = np.maximum(profile(len(classes), settings["largest"], settings["ratio"]), settings["smallest"])
+    counts = {"train": tail, "test": np.full(len(classes), settings["test_per_class"])}
+    parts = {
+        part: SmearSource(SmearSpec(counts=dict(zip(classes, n.tolist(), strict=True)), **settings["smears"],
+                                    seed=derive_seed("smears", settings["seed"], part) % 2**31))
+        for part, n in counts.items()
+    }
+    return join_sources("smears", parts)
