@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def normaliser(name: str) -> Callable[[torch.Tensor], tuple[torch.Tensor, list[str]]] | None:
     """The stain step of a preprocessing by name: None for ``none``, else a function of uint8 (N, 3, H, W).
 
-    The function returns the images and a status for each. ``macenko`` is the faithful method with interpolated
-    percentiles, ``romanowsky`` the variant of ``wbcrepro.stain.romanowsky``; both towards the committed reference.
+    The function returns the images and a status for each. ``macenko`` is the faithful method with nearest-rank
+    percentiles (torchstain's torch backend, as in the released code), ``romanowsky`` the variant of ``wbcrepro.stain.romanowsky``; both towards the committed reference.
     """
     if name == "none":
         return None
