@@ -30,7 +30,10 @@ def test_severity_zero_is_an_exact_copy_and_inputs_stay(image, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_grows_with_severity(image, kind):
-    damage = [np.mean([distance(image, degrade(image, kind=kind, severity=s, seed=i)) for i in range(20)]) for s in range(4)]
+    def damage_at(severity):
+        return np.mean([distance(image, degrade(image, kind=kind, severity=severity, seed=i)) for i in range(20)])
+
+    damage = [damage_at(severity) for severity in range(4)]
     assert damage[0] == 0 and all(low * 1.3 < high for low, high in zip(damage[1:], damage[2:], strict=False))
 
 

@@ -24,12 +24,12 @@ ILLUMINATION = (0.0, 0.12, 0.25, 0.40)
 def degrade(image: np.ndarray, *, kind: str, severity: int, seed: int) -> np.ndarray:
     """A degraded copy of ``image`` (uint8, H x W x 3); severity 0 is an exact copy.
 
-    ``kind``: noise, blur, illumination, or mixed (one of the three, chosen by ``seed``). The same arguments give the same
-    bytes. Raises ``UsageError`` for another kind or severity and ``ValueError`` for another array.
+    ``kind``: noise, blur, illumination, or mixed (one of the three, chosen by ``seed``). The same arguments give the
+    same bytes. Raises ``UsageError`` for another kind or severity and ``ValueError`` for another array.
     """
     if kind not in (*KINDS, "mixed") or severity not in range(4):
         raise UsageError(
-            f"degradation {kind!r} of severity {severity!r}: expected one of {', '.join(KINDS)}, mixed, and 0, 1, 2 or 3"
+            f"degradation {kind!r} of severity {severity!r}: expected one of {', '.join(KINDS)}, mixed, and 0 to 3"
         )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")

@@ -18,7 +18,16 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "pixels": (1, ("data/pixels.py", "data/decode.py", "data/degrade.py")),
-    "macenko": (1, ("stain/optical_density.py", "stain/closed_forms.py", "stain/percentiles.py", "stain/macenko.py", "stain/reference.json")),
+    "macenko": (
+        1,
+        (
+            "stain/optical_density.py",
+            "stain/closed_forms.py",
+            "stain/percentiles.py",
+            "stain/macenko.py",
+            "stain/reference.json",
+        ),
+    ),
     "romanowsky": (1, ("stain/romanowsky.py",)),
     "smears": (1, ("data/smears",)),
     "backbones": (1, ("backbones.py",)),

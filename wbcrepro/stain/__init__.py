@@ -15,7 +15,8 @@ def normaliser(name: str) -> Callable[[torch.Tensor], tuple[torch.Tensor, list[s
     """The stain step of a preprocessing by name: None for ``none``, else a function of uint8 (N, 3, H, W).
 
     The function returns the images and a status for each. ``macenko`` is the faithful method with nearest-rank
-    percentiles (torchstain's torch backend, as in the released code), ``romanowsky`` the variant of ``wbcrepro.stain.romanowsky``; both towards the committed reference.
+    percentiles (torchstain's torch backend, as in the released code); ``romanowsky`` is the variant of
+    ``wbcrepro.stain.romanowsky``. Both normalise to the committed reference.
     """
     if name == "none":
         return None
