@@ -9,6 +9,7 @@ initialisation is used only when asked for by name (``weights="random"``). Whate
 
 import hashlib
 import importlib
+import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
@@ -109,7 +110,9 @@ def _bare(name: str) -> tuple[nn.Module, BackboneInfo]:
         raise UsageError(f"Unknown backbone {name!r}. Expected a timm model name or one of: {known}.")
     module = timm.create_model(name, pretrained=False)
     config = module.pretrained_cfg
-    return module, BackboneInfo(name, module.num_features, tuple(config["mean"]), tuple(config["std"]),
+    # Some mobile networks keep a layer between pooling and classifier; their features are its output.
+    dim = getattr(module, "head_hidden_size", module.num_features)
+    return module, BackboneInfo(name, dim, tuple(config["mean"]), tuple(config["std"]),
                                 config["interpolation"], "", "")
 
 
@@ -126,9 +129,6 @@ def _drop_head(module: nn.Module, name: str) -> None:
         setattr(owner, attribute, nn.Identity())
     else:
         module.reset_classifier(0)
-        # Some mobile networks keep a layer between pooling and classifier; their features are its output.
-        if hasattr(module, "head_hidden_size"):
-            module.num_features = module.head_hidden_size
 
 
 def _package_file(name: str) -> Path | None:
@@ -178,6 +178,8 @@ def fetch_state(url: str, advice: str) -> dict[str, torch.Tensor]:
                                                   progress=True)
     except (URLError, OSError) as error:
         raise DataMissing(f"Cannot download {url}: {error}. {advice}") from error
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{url} holds more than tensors; it was not loaded. {advice}") from error
     except RuntimeError as error:  # torch.hub's word for a wrong hash
         raise DataMissing(f"The download of {url} is damaged: {error}. {advice}") from error
 
@@ -193,8 +195,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling errors and damaged headers come in many types
-        raise UsageError(f"{path.name} is not a readable weights file ({type(error).__name__}: {error}). Expected "
-                         ".safetensors, or a .pth state dict that holds tensors only.") from error
+        raise UsageError(f"{path.name} is not a readable weights file ({type(error).__name__}). Expected .safetensors, "
+                         "or a .pth state dict that holds tensors only.") from error
     return state.get("state_dict", state)
 
 

@@ -126,7 +126,11 @@ def build_pixels(read: Callable[[int], np.ndarray], count: int, preprocessing: P
     """
     folder = Path(folder)
     if (folder / "pixels.json").is_file():
-        return PixelCache.open(folder)
+        cache = PixelCache.open(folder)
+        if (cache.preprocessing, len(cache.status)) != (preprocessing, count):
+            raise UsageError(f"{folder} holds a pixel cache of {len(cache.status)} images with {cache.preprocessing}; "
+                             f"asked for {count} with {preprocessing}. Next step: use another folder.")
+        return cache
     if (normalise is None) != (preprocessing.stain == "none"):
         raise UsageError(f"stain {preprocessing.stain!r} and the normaliser that was passed do not agree")
     folder.mkdir(parents=True, exist_ok=True)
