@@ -17,8 +17,10 @@ import pandas as pd
 import yaml
 
 from wbcrepro.data import catalog, splits
-from wbcrepro.data.longtail import distinct_rows, hash_order, longtail, profile
+from wbcrepro.data.degrade import degrade
+from wbcrepro.data.longtail import distinct_rows, hash_order, longtail
 from wbcrepro.data.manifest import Manifest
+from wbcrepro.data.smears import SmearSource, SmearSpec
 from wbcrepro.data.sources import ImageSource, open_dataset
 from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.seeds import derive_seed
@@ -54,8 +56,6 @@ class Benchmark:
         image = self.source.read(int(row["row"]))
         if row["set"] != "test_degraded":
             return image
-        from wbcrepro.data.degrade import degrade
-
         seed = derive_seed("degraded", self.degraded["seed"], row["id"])
         return degrade(image, kind=self.degraded["kind"], severity=self.severity(item), seed=seed)
 
@@ -230,14 +230,9 @@ def join_sources(name: str, parts: Mapping[str, ImageSource]) -> JoinedSource:
 
 def smear_source(settings: Mapping) -> JoinedSource:
     """Long-tailed training smears and balanced test smears of other patients."""
-    from wbcrepro.data.smears import SmearSource, SmearSpec
-
-    classes = settings["classes"]
-    tail = np.maximum(profile(len(classes), settings["largest"], settings["ratio"]), settings["smallest"])
-    counts = {"train": tail, "test": np.full(len(classes), settings["test_per_class"])}
-    parts = {
-        part: SmearSource(SmearSpec(counts=dict(zip(classes, n.tolist(), strict=True)), **settings["smears"],
-                                    seed=derive_seed("smears", settings["seed"], part) % 2**31))
-        for part, n in counts.items()
-    }
-    return join_sources("smears", parts)
+    order, options = tuple(settings["classes"]), settings["smears"]
+    seeds = {part: derive_seed("smears", settings["seed"], part) % 2**31 for part in ("train", "test")}
+    tail = SmearSpec.longtail(settings["largest"], settings["ratio"], smallest=settings["smallest"], order=order,
+                              seed=seeds["train"], **options)
+    balanced = SmearSpec.balanced(settings["test_per_class"], order, seed=seeds["test"], **options)
+    return join_sources("smears", {"train": SmearSource(tail), "test": SmearSource(balanced)})
