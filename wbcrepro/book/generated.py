@@ -1,0 +1,151 @@
+"""The parts of the prose that are made when the book is staged: the table of datasets and the status of every page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from wbcrepro.book.layout import Layout
+
+PAPERS = {"decoupled": "decoupled", "rescue": "rescue", "boda": "boda", "sada": "sada"}
+
+
+def _cell(value: object) -> str:
+    """Text for a cell of a Markdown table."""
+    return str(value).replace("|", "\\|").replace("\n", " ").strip()
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table that scrolls inside its own box on a narrow screen."""
+    lines = [header, ["---"] * len(header), *rows]
+    body = "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return f":::{{div}} wbc-table\n{body}\n:::"
+
+
+def datasets_table() -> str:
+    """One row a dataset of the catalogue: what it is, access, licence, size, stain."""
+    from wbcrepro.data.catalog import ACCESS, datasets
+
+    rows = []
+    for name, entry in datasets().items():
+        title = f"[{entry.title}]({entry.source})" if entry.source else entry.title
+        licence = entry.licence["name"]
+        licence = f"[{licence}]({entry.licence['url']})" if "url" in entry.licence else licence
+        total = entry.images.get("total")
+        papers = ", ".join(f"`{paper}`" for paper in entry.papers) or "ours, for tests"
+        access = f"{entry.access}: {ACCESS[entry.access]}"
+        rows.append(
+            [
+                f"`{name}`",
+                title,
+                papers,
+                f"{total:,}" if total else "not known",
+                access,
+                licence,
+                entry.licence["redistribution"],
+                entry.stain,
+            ]
+        )
+    return _table(
+        ["name", "dataset", "used by", "images", "access", "licence", "redistribution", "stain, instrument"], rows
+    )
+
+
+def datasets_notes() -> str:
+    """What to know before using each dataset: its notes, and the steps to get it, folded."""
+    from wbcrepro.data.catalog import datasets
+
+    blocks = []
+    for name, entry in datasets().items():
+        notes = "\n".join(f"- {note}" for note in entry.notes) or "- Nothing to add."
+        steps = entry.instructions("DATA").strip()
+        blocks.append(
+            f"### `{name}`: {entry.title}\n\n{entry.citation}.\n\n{notes}\n\n"
+            f"````{{dropdown}} How to get it\n```text\n{steps}\n```\n````"
+        )
+    return "\n\n".join(blocks)
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def status_pages(layout: Layout) -> str:
+    """One row a notebook: profile, time, when, and what the cells behind it cost."""
+    rows = []
+    for source in layout.sources:
+        record = _read(layout.executed / f"{source.stem}.json")
+        page = f"[{source.stem}](../notebooks/{source.stem})"
+        if not record:
+            rows.append([page, "not executed", "", "", "", ""])
+            continue
+        cells = [entry for entry in record["reads"] if "*" not in entry]
+        rows.append(
+            [
+                page,
+                record["profile"],
+                f"{record['seconds']:.0f} s",
+                record["finished"].replace("T", " ").removesuffix("+00:00") + " UTC",
+                record["hardware"],
+                str(len(cells)),
+            ]
+        )
+    return _table(["page", "profile", "execution", "finished", "hardware", "cells asked for"], rows)
+
+
+def status_cells(layout: Layout, store: Path) -> str:
+    """What the cells that the pages read cost, by kind and hardware; from their ``env.json``."""
+    read = {
+        entry for source in layout.sources for entry in _read(layout.executed / f"{source.stem}.json").get("reads", [])
+    }
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    missing = 0
+    for entry in sorted(entry for entry in read if "*" not in entry):
+        folder = store / "cells" / entry
+        if not (folder / "metrics.json").is_file():
+            missing += 1
+            continue
+        env = _read(folder / "env.json")
+        key = (entry.rsplit("-", 1)[0], env.get("hardware", "not recorded"), env.get("commit", "not recorded"))
+        groups.setdefault(key, []).append(float(env.get("seconds", 0.0)))
+    if not groups and not missing:
+        return "No page of this build read a cell."
+    rows = [
+        [kind, str(len(times)), f"{sum(times) / 60:.1f} min", hardware, f"`{commit}`"]
+        for (kind, hardware, commit), times in sorted(groups.items())
+    ]
+    table = _table(["kind of cell", "cells", "time in all", "hardware", "code (commit)"], rows) if rows else ""
+    hole = (
+        f"\n\n{missing} of the cells that the pages asked for have not been run: the pages mark the holes."
+        if missing
+        else ""
+    )
+    return table + hole
+
+
+def status_versions(layout: Layout) -> str:
+    """The versions of Python and libraries that the pages were executed with, each set once."""
+    sets: dict[str, list[str]] = {}
+    for source in layout.sources:
+        record = _read(layout.executed / f"{source.stem}.json")
+        if record:
+            sets.setdefault(json.dumps(record["versions"], sort_keys=True), []).append(source.stem)
+    names = sorted({name for versions in sets for name in json.loads(versions)})
+    if not sets:
+        return "No page of this build has been executed."
+    header = ["library", *(", ".join(pages) for pages in sets.values())] if len(sets) > 1 else ["library", "all pages"]
+    return _table(header, [[name, *(json.loads(versions).get(name, "") for versions in sets)] for name in names])
+
+
+def generated(layout: Layout, store: Path) -> dict[str, str]:
+    """Everything that a prose page may ask for with ``% generated: NAME``."""
+    return {
+        "datasets-table": datasets_table(),
+        "datasets-notes": datasets_notes(),
+        "status-pages": status_pages(layout),
+        "status-cells": status_cells(layout, store),
+        "status-versions": status_versions(layout),
+    }
