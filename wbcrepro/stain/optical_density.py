@@ -7,6 +7,7 @@ The ``+ 1`` keeps black pixels finite; it is torchstain's convention and every m
 
 import math
 
+import numpy as np
 import torch
 
 
@@ -19,9 +20,21 @@ def check_images(images: torch.Tensor) -> None:
         )
 
 
+def _log_(values: torch.Tensor) -> torch.Tensor:
+    return (
+        torch.from_numpy(np.log(values.numpy(), out=values.numpy())) if values.device.type == "cpu" else values.log_()
+    )
+
+
+def _exp_(values: torch.Tensor) -> torch.Tensor:  # in place; on a CPU NumPy's log and exp are 2 to 6 times faster
+    return (
+        torch.from_numpy(np.exp(values.numpy(), out=values.numpy())) if values.device.type == "cpu" else values.exp_()
+    )
+
+
 def optical_density(images: torch.Tensor, io: float = 240, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """OD of uint8 images (N, 3, H, W) as (N, 3, H*W); natural logarithm; negative where a pixel outshines ``io``."""
-    return images.flatten(2).to(dtype).add_(1).div_(io).log_().neg_()
+    return _log_(images.flatten(2).to(dtype).add_(1).div_(io)).neg_()
 
 
 def darkest_kept_value(io: float, beta: float, dtype: torch.dtype = torch.float32) -> int:
@@ -29,7 +42,7 @@ def darkest_kept_value(io: float, beta: float, dtype: torch.dtype = torch.float3
 
     Comparing bytes with this one number selects the same pixels as comparing float ODs, at an eighth of the cost.
     """
-    levels = torch.arange(256).to(dtype).add_(1).div_(io).log_().neg_()
+    levels = _log_(torch.arange(256).to(dtype).add_(1).div_(io)).neg_()
     return int((levels >= beta).sum()) - 1
 
 
@@ -49,9 +62,16 @@ def precheck_count(images: torch.Tensor, beta: float = 0.15) -> torch.Tensor:
     return (optical_density(images, 255, torch.float64).sum(1) > beta).sum(1)
 
 
-def transmitted(od: torch.Tensor, io: float = 240) -> torch.Tensor:
-    """Back to uint8 light; clipped at 255 and truncated, not rounded, as torchstain does. In place on ``od``."""
-    return od.neg_().exp_().mul_(io).clamp_(max=255).to(torch.uint8)
+def transmitted(mixing: torch.Tensor, densities: torch.Tensor, io: float = 240) -> torch.Tensor:
+    """uint8 light (N,3,P) behind ``mixing`` (N,3,K) @ ``densities`` (N,K,P): ``io exp(-mixing densities)``.
+
+    Clipped at 255 and truncated, not rounded, as in torchstain.
+    """
+    with np.errstate(over="ignore"):  # an overflow is brighter than white, which the clip says anyway
+        light = _exp_(torch.bmm(-mixing, densities)).mul_(io).clamp_(max=255)
+    if light.device.type == "cpu":
+        return torch.from_numpy(light.numpy().astype(np.uint8))  # four times faster than torch's cast
+    return light.to(torch.uint8)
 
 
 def quantisation_variance(mean_od: torch.Tensor, io: float = 240) -> torch.Tensor:
