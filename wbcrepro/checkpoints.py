@@ -63,6 +63,7 @@ def resume(folder: Path, parts: dict, identity: str, device: torch.device) -> li
             continue
         except Exception as error:  # a truncated archive raises several types
             tqdm.write(f"{name} cannot be read ({type(error).__name__}); falling back to the checkpoint before it")
+            (folder / name).unlink()  # or the next save would put it in the place of the good one
             continue
         if state["identity"] != identity:
             raise UsageError(f"{folder / name} belongs to other settings: expected {identity}, got "
