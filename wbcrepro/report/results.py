@@ -1,0 +1,205 @@
+"""Real results that travel with the repository: small files of probabilities from which every table is rebuilt.
+
+``results/<paper>/<benchmark>-<profile>/`` holds ``items-<set>.npz`` (ids, labels), one
+``probabilities-<set>-<preset>-<method>.npz`` for each group of cells, ``provenance.json``, and the tables as CSV. In
+a probabilities file each cell has arrays ``<id>/<view>`` (N, C) float16 for the identity view and the two view
+averages. Weights and images are never written, and no label of a data set whose licence forbids passing labels on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from wbcrepro.errors import CellsMissing, DataMissing, UsageError
+from wbcrepro.papers import load_paper
+from wbcrepro.report.claims import evaluate_claims, findings_frame
+from wbcrepro.report.evaluate import BOOTSTRAP_SEED, Evaluator
+from wbcrepro.report.predictions import TEST_SETS, VIEWS, Member, Predictions, Scored
+from wbcrepro.report.tables import build_table
+
+SCHEMA = 1
+FILE_LIMIT, TOTAL_LIMIT = 1_000_000, 10_000_000
+NOT_REDISTRIBUTABLE = ("wbcbench",)
+"""Benchmarks whose data-use agreement forbids passing labels on (names start with these)."""
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> bytes:
+    """A compressed ``.npz`` whose bytes depend on the arrays only (sorted names, fixed times). Returns the bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in sorted(arrays):
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type, entry.external_attr, entry.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
+            archive.writestr(entry, content.getvalue())
+    path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def export_results(predictions: Predictions, root: Path, *, views: Iterable[str] = tuple(VIEWS)) -> Path:
+    """Write the finished cells of one paper, profile and benchmark below ``root`` and return the folder.
+
+    Raises ``CellsMissing`` when no cell has finished, ``UsageError`` where labels may not be passed on or a file would
+    exceed the limits (then nothing is left behind).
+    """
+    if predictions.benchmark.startswith(NOT_REDISTRIBUTABLE):
+        raise UsageError(
+            f"{predictions.benchmark}: its data-use agreement forbids passing labels on, so its results are not "
+            "exported. Keep the store; share the tables with: wbcrepro report --csv"
+        )
+    done = [m for m in predictions.members if m.done]
+    if not done:
+        raise CellsMissing(f"no finished cell to export. Make them with: {predictions.make_command()}")
+    folder = root / predictions.paper["name"] / f"{predictions.benchmark}-{predictions.profile}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    files = _write_arrays(predictions, done, folder, tuple(views))
+    provenance = _provenance(predictions, done, files, tuple(views))
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for name, text in rebuild_tables(folder).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    _check_sizes(folder)
+    return folder
+
+
+def _write_arrays(predictions: Predictions, done: list[Member], folder: Path, views: tuple[str, ...]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for on in (s for s in TEST_SETS if predictions.read(done[0], s) is not None):
+        first = predictions.read(done[0], on)
+        items = {"ids": first.ids.astype(str), "labels": first.labels.astype(np.int16)}
+        files[f"items-{on}.npz"] = hashlib.sha256(write_npz(folder / f"items-{on}.npz", items)).hexdigest()
+        for preset, method in dict.fromkeys((m.preset, m.method) for m in done):
+            arrays = {}
+            for member in (m for m in done if (m.preset, m.method) == (preset, method)):
+                for view in views:
+                    found = predictions.read(member, on, view)
+                    if not np.array_equal(found.ids, first.ids):
+                        raise ValueError(f"{member.id} predicts other images of {on} than {done[0].id}")
+                    arrays[f"{member.id}/{view}"] = found.probabilities.astype(np.float16)
+            name = f"probabilities-{on}-{preset}-{method}.npz"
+            files[name] = hashlib.sha256(write_npz(folder / name, arrays)).hexdigest()
+    return files
+
+
+def _provenance(predictions: Predictions, done: list[Member], files: dict[str, str], views: tuple[str, ...]) -> dict:
+    return {
+        "schema": SCHEMA,
+        "paper": predictions.paper["name"],
+        "profile": predictions.profile,
+        "benchmark": predictions.benchmark,
+        "caption": predictions.caption,
+        "synthetic": predictions.synthetic,
+        "data_digest": predictions.data_digest,
+        "classes": list(predictions.classes),
+        "views": list(views),
+        "bootstrap": {"n": Evaluator(predictions).n, "seed": BOOTSTRAP_SEED},
+        "folds_planned": {p: list(predictions.folds(p)) for p in dict.fromkeys(m.preset for m in predictions.members)},
+        "cells_planned": len(predictions.members),
+        "command": f"make reproduce PAPER={predictions.paper['name']} PROFILE={predictions.profile} "
+        f"DATASET={predictions.benchmark} DATA=<folder of the images>",
+        "commit": predictions.facts("commit"),
+        "hardware": predictions.facts("hardware"),
+        "date": predictions.facts("date"),
+        "seconds": round(sum(float(m.facts.get("seconds") or 0) for m in done)),
+        "cells": [asdict(m) for m in done],
+        "files": files,
+    }
+
+
+def _check_sizes(folder: Path) -> None:
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    total = sum(path.stat().st_size for path in folder.parents[1].rglob("*") if path.is_file())
+    large = [f"{name} has {size:,} bytes" for name, size in sizes.items() if size > FILE_LIMIT]
+    if total > TOTAL_LIMIT:
+        large.append(f"all results together have {total:,} bytes")
+    if large:
+        for name in sizes:
+            (folder / name).unlink()
+        raise UsageError(
+            f"results are limited to {FILE_LIMIT:,} bytes a file and {TOTAL_LIMIT:,} in all, but {'; '.join(large)}. "
+            "Nothing was kept. Export fewer view averages (--views code)."
+        )
+
+
+def list_results(root: Path, paper: str | None = None) -> list[Path]:
+    """Folders below ``root`` that hold results, sorted."""
+    return sorted(p.parent for p in Path(root).glob(f"{paper or '*'}/*/provenance.json"))
+
+
+def open_results(folder: Path) -> Predictions:
+    """Committed results as `Predictions`. Raises ``DataMissing`` when the folder holds none."""
+    path = folder / "provenance.json"
+    if not path.is_file():
+        raise DataMissing(f"{folder} holds no results (no provenance.json). List them with: wbcrepro results list")
+    value = json.loads(path.read_text(encoding="utf-8"))
+    members = tuple(Member(**{**cell, "train_counts": tuple(cell["train_counts"])}) for cell in value["cells"])
+    groups = {m.id: (m.preset, m.method) for m in members}
+    loaded: dict[str, dict[str, np.ndarray]] = {}
+
+    def arrays(name: str) -> dict[str, np.ndarray] | None:
+        if name not in loaded and (folder / name).is_file():
+            with np.load(folder / name, allow_pickle=False) as file:
+                loaded[name] = {key: file[key] for key in file.files}
+        return loaded.get(name)
+
+    def reader(member_id: str, on: str, view: str) -> Scored | None:
+        items = arrays(f"items-{on}.npz")
+        preset, method = groups[member_id]
+        found = (arrays(f"probabilities-{on}-{preset}-{method}.npz") or {}).get(f"{member_id}/{view}")
+        if items is None or found is None:
+            return None
+        return Scored(items["ids"], items["labels"].astype(np.int64), found.astype(np.float64))
+
+    return Predictions(
+        load_paper(value["paper"]), value["profile"], value["benchmark"], value["caption"], value["synthetic"],
+        value["data_digest"], tuple(value["classes"]), members, reader, f"--profile {value['profile']}",
+    )  # fmt: skip
+
+
+def rebuild_tables(folder: Path) -> dict[str, str]:
+    """``{file name: CSV text}`` of every table of a results folder, computed from its probabilities."""
+    predictions = open_results(folder)
+    n = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["bootstrap"]["n"]
+    found: dict[str, str] = {}
+    presets = dict.fromkeys(m.preset for m in predictions.members)
+    for name, definition in predictions.paper["tables"].items():
+        if "rows" not in definition:
+            continue
+        for on in predictions.sets():
+            evaluator = Evaluator(predictions, on, n)
+            for preset in presets:
+                table = build_table(predictions, name, on=on, preset=preset, evaluator=evaluator)
+                if table.any_result:
+                    found[f"{name}-{on}-{preset}.csv"] = table.to_csv()
+    findings = findings_frame(predictions, evaluate_claims(predictions, n=n))
+    found["claims.csv"] = findings.to_csv(index=False, float_format="%.2f", lineterminator="\n")
+    return found
+
+
+def check_results(folder: Path) -> list[str]:
+    """What differs between the committed tables and those rebuilt from the probabilities; empty when nothing does."""
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    wrong = []
+    for name, digest in provenance["files"].items():
+        path = folder / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            wrong.append(f"{path} is missing or differs from the digest in provenance.json")
+    if wrong:
+        return wrong
+    rebuilt = rebuild_tables(folder)
+    for name, text in rebuilt.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            wrong.append(f"{path} differs from the table that its probabilities give")
+    stray = {p.name for p in folder.glob("*.csv")} - set(rebuilt)
+    return wrong + [f"{folder / name} is rebuilt by nothing" for name in sorted(stray)]

@@ -1,0 +1,237 @@
+"""A paper's table from stored predictions: the paper's value, the released code's logged value and ours, never mixed.
+
+The table's definition is data (``tables:`` in the paper's YAML). Everything is in percent, as papers print it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from wbcrepro.errors import UsageError
+from wbcrepro.report import verdicts
+from wbcrepro.report.evaluate import Estimate, Evaluator, Spec, average, members_of
+from wbcrepro.report.predictions import VIEWS, Predictions
+
+SCHEMA = 1
+"""Version of a table's JSON and CSV; the fields are described in `Table.to_json`."""
+
+SET_WORDS = {"test": "test set", "test_degraded": "degraded test set", "val": "validation fold"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value: what was reported, what we got (percent), and the verdict (a key of ``verdicts.VALUES``)."""
+
+    paper: tuple[float, float] | None
+    code_log: float | None
+    ours: Estimate | None
+    verdict: str
+    reference: str = ""
+
+    def numbers(self) -> dict[str, float | int | None]:
+        """``mean, std, low, high`` of ours in percent and ``folds``; None where there is nothing."""
+        if self.ours is None:
+            return {"mean": None, "std": None, "low": None, "high": None, "folds": 0}
+        low, high = self.ours.interval()
+        std = None if self.ours.std is None else 100 * self.ours.std
+        return {
+            "mean": 100 * self.ours.mean,
+            "std": std,
+            "low": 100 * low,
+            "high": 100 * high,
+            "folds": self.ours.folds,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its label, spec, entries by metric, and the ids of the cells that it has and lacks."""
+
+    label: str
+    spec: Spec
+    entries: dict[str, Entry]
+    cells: tuple[str, ...]
+    missing: tuple[str, ...]
+    command: str
+    """What fills the hole; empty when there is none."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A computed table with everything that its caption must say."""
+
+    name: str
+    title: str
+    metrics: dict[str, str]
+    rows: tuple[Row, ...]
+    on: str
+    preset: str
+    predictions: Predictions
+    bootstrap: int
+
+    @property
+    def any_result(self) -> bool:
+        """Whether at least one row has a value."""
+        return any(entry.ours is not None for row in self.rows for entry in row.entries.values())
+
+    def ranks(self) -> dict[tuple[str, str], str]:
+        """``{(row, metric): "best"|"second"}`` of ours, at the printed precision: ties share, as in the paper."""
+        found: dict[tuple[str, str], str] = {}
+        for metric in self.metrics:
+            shown = {
+                r.label: round(100 * e.ours.mean, 1) for r in self.rows if (e := r.entries[metric]).ours is not None
+            }
+            order = sorted(set(shown.values()), reverse=True)
+            for label, value in shown.items():
+                if value in order[:2]:
+                    found[label, metric] = "best" if value == order[0] else "second"
+        return found
+
+    def caption(self) -> str:
+        """What the numbers are, in sentences."""
+        p = self.predictions
+        networks = ", ".join(
+            f"{p.paper['backbone_roles'].get(role, role)} is {name}" for role, name in p.networks().items()
+        )
+        folds = len(p.folds(self.preset))
+        return (
+            f"{self.title}, preset {self.preset!r}, profile {p.profile!r}, "
+            f"{SET_WORDS.get(self.on, self.on)} of {p.benchmark}. "
+            f"{p.caption} In this profile {networks}. Ours: mean ± standard deviation over folds ({folds} planned), "
+            f"in brackets the 95 % bootstrap interval over test images ({self.bootstrap} resamples within classes)."
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """One line per row and metric (the CSV); percent."""
+        ranks, lines = self.ranks(), []
+        for row in self.rows:
+            for metric, entry in row.entries.items():
+                paper = entry.paper or (None, None)
+                lines.append(
+                    {"row": row.label, "metric": metric, "set": self.on, "preset": self.preset, "view": row.spec.view,
+                     "paper_mean": paper[0], "paper_std": paper[1], "code_log": entry.code_log, **entry.numbers(),
+                     "rank": ranks.get((row.label, metric), ""), "verdict": verdicts.VALUES[entry.verdict],
+                     "reference": entry.reference, "missing_cells": len(row.missing)}
+                )  # fmt: skip
+        return pd.DataFrame(lines).astype({"folds": int})
+
+    def to_csv(self) -> str:
+        """The frame as CSV: two decimals, empty where there is no value; the same bytes for the same predictions."""
+        return self.frame().to_csv(index=False, float_format="%.2f", lineterminator="\n")
+
+    def to_json(self) -> dict:
+        """The JSON of ``wbcrepro report``: ``schema, table, title, paper, profile, benchmark, data_digest,
+        synthetic, set, preset, caption, provenance`` and ``rows``.
+
+        A row has ``label, cells, missing, command, entries``; an entry ``paper_mean, paper_std, code_log, mean, std,
+        low, high, folds, verdict, reference``. Values in percent, null where there is none.
+        """
+        p = self.predictions
+        return {
+            "schema": SCHEMA, "table": self.name, "title": self.title, "paper": p.paper["name"], "profile": p.profile,
+            "benchmark": p.benchmark, "data_digest": p.data_digest, "synthetic": p.synthetic, "set": self.on,
+            "preset": self.preset, "caption": self.caption(),
+            "provenance": {name: p.facts(name) for name in ("commit", "hardware", "date", "seed")},
+            "rows": [
+                {"label": row.label, "cells": list(row.cells), "missing": list(row.missing), "command": row.command,
+                 "entries": {metric: _entry_json(entry) for metric, entry in row.entries.items()}}
+                for row in self.rows
+            ],
+        }  # fmt: skip
+
+
+def _entry_json(entry: Entry) -> dict:
+    paper = entry.paper or (None, None)
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in entry.numbers().items()}
+    return {
+        "paper_mean": paper[0], "paper_std": paper[1], "code_log": entry.code_log, **rounded,
+        "verdict": verdicts.VALUES[entry.verdict], "reference": entry.reference,
+    }  # fmt: skip
+
+
+def build_table(
+    predictions: Predictions, name: str = "table_1", *, on: str = "test", preset: str = "paper",
+    evaluator: Evaluator | None = None,
+) -> Table:  # fmt: skip
+    """Compute a table. Missing cells leave holes; ``UsageError`` for a table or preset that the paper does not have."""
+    paper = predictions.paper
+    if name not in paper["tables"] or "rows" not in paper["tables"][name]:
+        raise UsageError(f"the paper {paper['name']} has no table {name!r}; it has: {', '.join(paper['tables'])}")
+    if preset not in paper["presets"]:
+        raise UsageError(f"the paper {paper['name']} has no preset {preset!r}; it has: {', '.join(paper['presets'])}")
+    definition = paper["tables"][name]
+    evaluator = evaluator or Evaluator(predictions, on)
+    specs = {row["label"]: row_spec(paper, name, row["label"], preset) for row in definition["rows"]}
+    rows = []
+    for label, spec in specs.items():
+        entries = {m: _entry(evaluator, definition, specs, label, m) for m in definition["metrics"]}
+        planned = members_of(predictions, spec)
+        missing = tuple(m.id for m in planned if not m.done)
+        rows.append(
+            Row(
+                label,
+                spec,
+                entries,
+                tuple(m.id for m in planned if m.done),
+                missing,
+                _command(predictions, spec, definition),
+            )
+        )
+    return Table(name, definition["title"], definition["metrics"], tuple(rows), on, preset, predictions, evaluator.n)
+
+
+def row_spec(paper: dict, table: str, label: str, preset: str) -> Spec:
+    """The spec of a table's row under a preset: its view average, and the quota step where the preset has it."""
+    definition = paper["tables"][table]
+    row = next(r for r in definition["rows"] if r["label"] == label)
+    view = definition["views"][preset]
+    if view not in VIEWS:
+        raise UsageError(f"{paper['name']}: {table} asks for the views {view!r}; known are {', '.join(VIEWS)}")
+    return Spec(row["method"], tuple(row["backbones"]), preset, view, quota=bool(paper["presets"][preset].get("quota")))
+
+
+def _command(predictions: Predictions, spec: Spec, definition: dict) -> str:
+    planned = members_of(predictions, spec)
+    lacking = [m for m in planned if not m.done]
+    if len({m.backbone for m in planned}) < len(spec.backbones):
+        return f"make reproduce PAPER={predictions.paper['name']} PROFILE={definition['profiles'][-1]}"
+    return predictions.run_command(lacking[0]) if len(lacking) == 1 else predictions.make_command() if lacking else ""
+
+
+def _entry(evaluator: Evaluator, definition: dict, specs: dict[str, Spec], label: str, metric: str) -> Entry:
+    reported = definition["reported"].get(label, {}).get(metric)
+    logged = definition.get("code_log", {}).get(label, {}).get(metric)
+    score = definition["metrics"][metric]
+    ours = evaluator.estimate(specs[label], score)
+    paper = None if reported is None else (float(reported[0]), float(reported[1]))
+    if ours is None or paper is None:
+        return Entry(paper, logged, ours, "missing" if ours is None else "not comparable")
+    where = {"benchmark": evaluator.predictions.benchmark, "profile": evaluator.predictions.profile}
+    if where == definition.get("comparable"):
+        scaled = (paper[0] / 100, paper[1] / 100)
+        return Entry(paper, logged, ours, verdicts.same_data(ours, *scaled))
+    others = reference_rows(specs, label)
+    base = [evaluator.estimate(specs[name], score) for name in others]
+    if not others or any(e is None for e in base) or not all(name in definition["reported"] for name in others):
+        return Entry(paper, logged, ours, "not comparable")
+    change = ours.minus(average(base))
+    printed = round(paper[0] - sum(definition["reported"][name][metric][0] for name in others) / len(others), 6)
+    verdict = "not comparable" if change is None else verdicts.direction(change, printed)
+    return Entry(paper, logged, ours, verdict, "mean of " * (len(others) > 1) + ", ".join(others))
+
+
+def reference_rows(specs: dict[str, Spec], label: str) -> list[str]:
+    """What a row's direction is measured against: an ensemble against its single models, a retrained classifier against
+    the supervised row of the same backbone; a supervised row against nothing."""
+    spec = specs[label]
+    if len(spec.backbones) > 1:
+        return [
+            n
+            for n, s in specs.items()
+            if s.method == spec.method and len(s.backbones) == 1 and s.backbones[0] in spec.backbones
+        ]
+    if spec.method == "supervised":
+        return []
+    return [n for n, s in specs.items() if s.method == "supervised" and s.backbones == spec.backbones]
