@@ -48,20 +48,26 @@ def _bump(angle: float, width: float) -> np.ndarray:
 
 def _spine(rng: np.random.Generator, form: Form, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """The nucleus as a thick curve: (K, 2) points in µm around their centroid and (K,) radii."""
-    count = 28 if form.lobes[1] > 1 else 10
-    s = (np.arange(count) + 0.5) / count
     lobes = int(rng.integers(form.lobes[0], form.lobes[1] + 1))
-    heading = rng.uniform(0, 2 * np.pi) + _draw(rng, form.bend) * (s - 0.5)
-    heading = heading + form.wiggle * np.sin(2 * np.pi * (lobes / 2 * s + rng.random())) * rng.normal(0, 0.7)
-    length = _draw(rng, form.length) * radius
-    points = np.cumsum(np.stack([np.sin(heading), np.cos(heading)], axis=1), axis=0) * length / count
+    count = 7 * lobes + 4
+    s = (np.arange(count) + 0.5) / count
+    pinch, bend, length = _draw(rng, form.pinch), _draw(rng, form.bend), _draw(rng, form.length) * radius
     thickness = _draw(rng, form.thickness) * radius
-    swell = np.abs(np.sin(np.pi * lobes * s)) ** 0.5 if lobes > 1 else 1.0
-    size = 1 + rng.normal(0, 0.10, lobes)[np.minimum((s * lobes).astype(int), lobes - 1)] if lobes > 1 else 1.0
-    pinch = _draw(rng, form.pinch)
-    radii = thickness * np.maximum(1 - pinch + pinch * swell * size, 0.06) * np.ones(count)
+    if form.pinch[0] > 0.7:  # segmented: lobes strung on filaments, smaller and more bent the more there are
+        thickness *= (3 / (lobes + 0.5)) ** 0.4
+        length, bend = length / radius * thickness * lobes, bend * lobes / 4
+    turns = np.cumsum(rng.normal(0, form.wiggle, lobes))[np.minimum((s * lobes).astype(int), lobes - 1)]
+    heading = rng.uniform(0, 2 * np.pi) + bend * (s - 0.5) + 0.7 * (turns if form.pinch[0] > 0.7 else _smooth(turns))
+    points = np.cumsum(np.stack([np.sin(heading), np.cos(heading)], axis=1), axis=0) * length / count
+    swell = np.abs(np.sin(np.pi * lobes * s)) if lobes > 1 else np.ones(count)
+    size = np.exp(rng.normal(0, 0.12, lobes))[np.minimum((s * lobes).astype(int), lobes - 1)] if lobes > 1 else 1.0
+    radii = np.maximum(thickness * (1 - pinch + pinch * swell) * size, 0.22)
     weights = radii**2
     return points - (points * weights[:, None]).sum(0) / weights.sum(), radii
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    return np.convolve(np.pad(values, 3, mode="edge"), np.full(7, 1 / 7), mode="valid")
 
 
 def _nucleus(rng: np.random.Generator, form: Form, frame: Window, inside: np.ndarray, radius: float, at) -> np.ndarray:
@@ -72,18 +78,18 @@ def _nucleus(rng: np.random.Generator, form: Form, frame: Window, inside: np.nda
     for row, column, r in zip(y, x, radii, strict=True):  # few points; each is two small broadcasts
         square = np.square(frame.y - np.float32(row)) + np.square(frame.x - np.float32(column))
         np.maximum(distance, np.float32(r) - np.sqrt(square), out=distance)
-    distance += texture(rng, frame.shape, frame.pixel, 1.6) * np.float32(form.lumps * radius)
+    distance += texture(rng, frame.shape, frame.pixel, 2.6) * np.float32(form.lumps * radius)
     return np.minimum(distance, inside - np.float32(_CYTOPLASM_GAP))
 
 
 def _chromatin(rng: np.random.Generator, form: Form, frame: Window, distance: np.ndarray, angle: np.ndarray, area: float):
     """Density of (azure, eosin) in the nucleus, (2, h, w), not yet cut out."""
     grain, contrast = _draw(rng, form.grain), _draw(rng, form.contrast)
-    field = texture(rng, frame.shape, frame.pixel, grain)
+    field = 0.8 * texture(rng, frame.shape, frame.pixel, grain) + 0.5 * texture(rng, frame.shape, frame.pixel, 0.45 * grain)
     if form.clock_face:  # clumps below the membrane, like the figures of a dial
         spokes = np.cos(angle * rng.integers(6, 10) + rng.uniform(0, 6.28)) * np.clip(1.4 - distance, 0, 1)
         field = field + np.float32(2 * form.clock_face) * spokes.astype(np.float32)
-    amount = 1 + np.float32(contrast) * np.tanh(1.5 * field)
+    amount = 1 + np.float32(contrast) * np.tanh(1.05 * field)
     amount += 0.14 * np.exp(-np.square((distance - 0.3) / 0.28))  # nuclear membrane
     amount -= np.float32(0.10) * np.clip(1 - distance, 0, 1)  # thinner towards the edge
     azure, eosin = _NUCLEUS

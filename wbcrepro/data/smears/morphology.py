@@ -37,10 +37,10 @@ class Form:
     thickness: Range
     length: Range
     bend: Range
-    lobes: tuple[int, int] = (1, 1)
+    lobes: tuple[int, int] = (1, 1)  # with pinch above 0.7 ``length`` is that of one lobe, in thicknesses
     pinch: Range = (0.0, 0.0)
     wiggle: float = 0.1
-    lumps: float = 0.03
+    lumps: float = 0.02
     offset: Range = (0.0, 0.14)
     # chromatin
     grain: Range = (0.4, 0.7)
@@ -68,7 +68,7 @@ _AZUROPHIL_FEW = Granules((0, 40), (0.20, 0.32), 0.55, 0.45, 0.3)
 
 FORMS: dict[str, Form] = {
     "PMY": Form(
-        radius=(6.4, 8.6), thickness=(0.64, 0.76), length=(0.05, 0.35), bend=(0, 0.3), offset=(0.02, 0.22),
+        radius=(6.1, 8.2), thickness=(0.62, 0.74), length=(0.05, 0.35), bend=(0, 0.3), offset=(0.02, 0.22),
         grain=(0.35, 0.55), contrast=(0.08, 0.17), nucleoli=(1, 3), nucleolus=(0.55, 0.95),
         azure=(0.45, 0.75), eosin=(0.12, 0.28), hof=(0.0, 0.4), granules=(_AZUROPHIL,), irregular=(0.01, 0.05),
     ),
@@ -85,29 +85,29 @@ FORMS: dict[str, Form] = {
     "BNE": Form(
         radius=(5.6, 7.3), thickness=(0.27, 0.36), length=(1.35, 2.1), bend=(1.8, 4.0), lobes=(2, 3), pinch=(0.05, 0.50),
         wiggle=0.5, offset=(0.0, 0.16), grain=(0.55, 0.85), contrast=(0.16, 0.28), azure=(0.25, 0.45), eosin=(0.14, 0.30),
-        granules=(_SPECIFIC,), irregular=(0.01, 0.06), lumps=0.05,
+        granules=(_SPECIFIC,), irregular=(0.01, 0.06), lumps=0.03,
     ),
     "SNE": Form(
-        radius=(5.5, 7.2), thickness=(0.28, 0.38), length=(1.55, 2.5), bend=(1.6, 5.4), lobes=(2, 5), pinch=(0.74, 0.93),
-        wiggle=1.0, offset=(0.0, 0.16), grain=(0.55, 0.9), contrast=(0.16, 0.28), azure=(0.22, 0.42), eosin=(0.14, 0.30),
-        granules=(_SPECIFIC,), irregular=(0.01, 0.06), lumps=0.05,
+        radius=(5.5, 7.2), thickness=(0.27, 0.34), length=(2.2, 2.8), bend=(2.4, 6.0), lobes=(2, 5), pinch=(0.82, 0.97),
+        wiggle=0.8, offset=(0.0, 0.16), grain=(0.55, 0.9), contrast=(0.16, 0.28), azure=(0.22, 0.42), eosin=(0.14, 0.30),
+        granules=(_SPECIFIC,), irregular=(0.01, 0.06), lumps=0.03,
     ),
     "EO": Form(
-        radius=(5.8, 7.4), thickness=(0.33, 0.42), length=(1.1, 1.8), bend=(0.8, 3.6), lobes=(2, 3), pinch=(0.70, 0.92),
+        radius=(5.8, 7.4), thickness=(0.33, 0.42), length=(2.1, 2.6), bend=(1.5, 5.0), lobes=(2, 3), pinch=(0.82, 0.97),
         wiggle=0.5, offset=(0.05, 0.22), grain=(0.55, 0.9), contrast=(0.15, 0.25), azure=(0.18, 0.32), eosin=(0.25, 0.40),
-        granules=(Granules((170, 330), (0.36, 0.52), 0.13, 0.62, 0.06),), irregular=(0.02, 0.06), lumps=0.05,
+        granules=(Granules((110, 230), (0.34, 0.48), 0.13, 0.70, 0.06),), irregular=(0.02, 0.06), lumps=0.03,
     ),
     "BA": Form(
         radius=(5.0, 6.8), thickness=(0.42, 0.56), length=(0.7, 1.4), bend=(0.6, 3.0), lobes=(2, 3), pinch=(0.25, 0.75),
         wiggle=0.5, offset=(0.0, 0.18), grain=(0.6, 1.0), contrast=(0.12, 0.22), azure=(0.28, 0.48), eosin=(0.15, 0.3),
-        granules=(Granules((70, 190), (0.32, 0.55), 1.15, 0.75, 0.55),), irregular=(0.02, 0.07), lumps=0.06,
+        granules=(Granules((70, 190), (0.32, 0.55), 1.15, 0.75, 0.55),), irregular=(0.02, 0.07), lumps=0.04,
         vacuoles=(0, 3),
     ),
     "MO": Form(
         radius=(6.4, 8.8), thickness=(0.42, 0.58), length=(0.7, 1.4), bend=(0.8, 3.4), lobes=(2, 3), pinch=(0.0, 0.35),
         wiggle=0.8, offset=(0.02, 0.22), grain=(0.5, 0.9), contrast=(0.16, 0.28), azure=(0.40, 0.62), eosin=(0.10, 0.22),
         vacuoles=(0, 9), vacuole=(0.25, 0.7), granules=(Granules((20, 120), (0.14, 0.2), 0.18, 0.2),),
-        irregular=(0.03, 0.10), lumps=0.09,
+        irregular=(0.03, 0.10), lumps=0.06,
     ),
     "LY": Form(
         radius=(4.3, 6.6), thickness=(0.68, 0.80), length=(0.05, 0.35), bend=(0, 0.4), grain=(0.65, 1.0),
@@ -115,7 +115,7 @@ FORMS: dict[str, Form] = {
         irregular=(0.01, 0.05),
     ),
     "VLY": Form(
-        radius=(5.4, 8.2), thickness=(0.50, 0.64), length=(0.15, 0.60), bend=(0, 1.4), lumps=0.08, grain=(0.5, 0.85),
+        radius=(5.4, 8.2), thickness=(0.50, 0.64), length=(0.15, 0.60), bend=(0, 1.4), lumps=0.05, grain=(0.5, 0.85),
         contrast=(0.14, 0.26), azure=(0.40, 0.80), eosin=(0.05, 0.16), edge=(0.15, 0.6), nucleoli=(0, 1),
         nucleolus=(0.5, 0.8), vacuoles=(0, 4), vacuole=(0.25, 0.5), granules=(Granules((0, 10), (0.22, 0.34), 0.5, 0.5),),
         irregular=(0.04, 0.11), scalloped=0.7,
@@ -133,11 +133,11 @@ FORMS: dict[str, Form] = {
     "BL": Form(
         radius=(5.2, 8.2), thickness=(0.72, 0.84), length=(0.05, 0.35), bend=(0, 0.8), grain=(0.26, 0.42),
         contrast=(0.07, 0.14), nucleoli=(1, 4), nucleolus=(0.5, 0.95), azure=(0.45, 0.85), eosin=(0.05, 0.18),
-        lumps=0.05, irregular=(0.01, 0.07),
+        lumps=0.03, irregular=(0.01, 0.07),
     ),
 }
 
-SPIKES: dict[str, Range] = {"baseline": (0.0, 0.16), "PLY": (0.07, 0.34)}
+SPIKES: dict[str, Range] = {"baseline": (0.0, 0.10), "PLY": (0.03, 0.24)}
 """Height of the projections of the outline. The cue: PLY draws from its own range when the switch is on, from the baseline when off."""
 
 OFFSETS: dict[str, Range] = {"baseline": (0.0, 0.14), "PC": (0.06, 0.30)}

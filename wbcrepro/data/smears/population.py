@@ -35,7 +35,7 @@ def individual(spec: SmearSpec, domain: str, patient: int) -> Individual:
         granularity=float(np.exp(rng.normal(0, 0.25 * v))),
         red_number=float(np.exp(rng.normal(0, 0.35 * v))),
         red_size=float(np.exp(rng.normal(0, 0.05 * v))),
-        pallor=float(rng.uniform(0.35, 0.85)),
+        pallor=float(rng.uniform(0.45, 0.95)),
         crenated=float(rng.choice([0.0, 0.05, 0.6], p=[0.6, 0.3, 0.1])),
     )
 

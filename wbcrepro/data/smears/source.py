@@ -132,7 +132,7 @@ class SmearSource:
 def _compose(rng, drawn: Drawn, lab: Laboratory, person: Individual, size: int, pixel: float, amount: float):
     """Lay the cell over its surroundings -> densities (2, size, size), coverage of cell and of nucleus (size, size)."""
     half = size * pixel / 2 + 3.6
-    number = int(rng.poisson(amount * person.red_number * 0.36 * (2 * half / 7.2) ** 2)) if amount else 0
+    number = int(rng.poisson(amount * person.red_number * 0.45 * (2 * half / 7.2) ** 2)) if amount else 0
     hole = (*drawn.centre, drawn.radius)
     red = surroundings.red_cells(
         rng, size, pixel, number=number, scale=person.red_size, pallor=person.pallor, crenated=person.crenated, hole=hole
