@@ -1,7 +1,7 @@
 """Stage prose, executed notebooks and configuration in ``build/book-src`` and build the pages in ``build/book/html``.
 
-Jupyter Book turns ``_config.yml`` into a Sphinx configuration; Sphinx runs with warnings as errors, ``nitpicky``, and never
-executes anything. Staging touches a file only when its bytes change, so Sphinx rebuilds only what did.
+Jupyter Book turns ``_config.yml`` into a Sphinx configuration; Sphinx runs with warnings as errors, ``nitpicky``, and
+never executes anything. Staging touches a file only when its bytes change, so Sphinx rebuilds only what did.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def build(layout: Layout) -> Path:
     page = f"{root_document}.html"
     (layout.html / "index.html").write_text(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>wbcrepro</title>\n'
-        f'<meta http-equiv="refresh" content="0; url={page}"></head><body><a href="{page}">Start here</a></body></html>\n',
+        f'<meta http-equiv="refresh" content="0; url={page}"></head>'
+        f'<body><a href="{page}">Start here</a></body></html>\n',
         encoding="utf-8",
     )
     (layout.html / ".nojekyll").touch()

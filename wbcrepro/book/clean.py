@@ -98,18 +98,32 @@ def without_papermill_cells(notebook: nbformat.NotebookNode) -> nbformat.Noteboo
     return notebook
 
 
+def _show_values(notebook: nbformat.NotebookNode) -> None:
+    """Write the injected values into the ``parameters`` cell and drop papermill's own: a page shows what was run."""
+    injected = [cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    declared = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    values = dict(re.findall(r"^(\w+) = (.*)$", "\n".join(cell.source for cell in injected), re.M))
+    for cell in declared:
+        for name, value in values.items():
+            line = re.compile(rf"^({name}\s*(?::[^=\n]+)?=\s*)[^#\n]*?([ \t]*#.*)?$", re.M)
+            cell.source = line.sub(lambda m, value=value: f"{m[1]}{value}{m[2] or ''}", cell.source)
+    if declared:
+        notebook.cells = [cell for cell in notebook.cells if cell not in injected]
+
+
 def clean_notebook(notebook: nbformat.NotebookNode, rules: list[tuple[str, str]]) -> nbformat.NotebookNode:
     """The notebook in its published form: changed in place and returned."""
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
         | {"language_info": {"name": "python"}}
     )
+    _show_values(notebook)
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
-        if "injected-parameters" in tags:
-            cell.metadata["tags"] = [*tags, "remove-cell"]
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
+        if "parameters" in cell.metadata.get("tags", []):
             cell.source = clean_text(cell.source, rules)
         if cell.cell_type == "code":
             cell.outputs = _clean_outputs(cell.outputs, rules)

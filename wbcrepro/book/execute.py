@@ -1,8 +1,8 @@
-"""Execute the notebooks whose inputs changed: ``.py`` -> ``.ipynb`` -> papermill -> a cleaned copy in ``build/notebooks``.
+"""Execute the notebooks whose inputs changed: ``.py`` -> ``.ipynb`` -> papermill -> a clean copy below ``build/``.
 
 Beside each ``build/notebooks/<name>.ipynb`` lie ``<name>.json`` (its record: the digests of all that it depends on, the
-cells that it read, time, hardware, versions), ``<name>.log`` (stderr) and ``files/<name>/`` (downloads). What a notebook is
-told, and how it says which cells it read, is in the docstring of ``wbcrepro.book``.
+cells that it read, time, hardware, versions), ``<name>.log`` (stderr) and ``files/<name>/`` (downloads). What a
+notebook is told, and how it says which cells it read, is in the docstring of ``wbcrepro.book``.
 
 A notebook is executed in a process of its own, in the root of the checkout, with one thread. A cell that raises, or
 that prints a traceback, stops the build: the message names notebook, cell and error, and no record is written.
@@ -197,7 +197,7 @@ def execute(job: Job) -> dict:
 
 
 def execute_due(todo: list[Job], *, force: bool = False, workers: int = 2) -> list[str]:
-    """Execute the jobs that are due, two at a time, and return their names. All are tried before a failure is raised."""
+    """Execute the jobs that are due, and return their names. All are tried before a failure is raised."""
     due = {job.name: ["forced"] if force else job.due() for job in todo}
     run = [job for job in todo if due[job.name]]
     if run and os.environ.get(FORBID) == "1":

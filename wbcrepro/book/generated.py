@@ -7,8 +7,6 @@ from pathlib import Path
 
 from wbcrepro.book.layout import Layout
 
-PAPERS = {"decoupled": "decoupled", "rescue": "rescue", "boda": "boda", "sada": "sada"}
-
 
 def _cell(value: object) -> str:
     """Text for a cell of a Markdown table."""

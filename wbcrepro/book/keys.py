@@ -1,4 +1,4 @@
-"""When must a notebook be executed again? When one of the digests below differs from the one stored beside its output."""
+"""When must a notebook be executed again? When one of these digests differs from the one stored beside its output."""
 
 from __future__ import annotations
 

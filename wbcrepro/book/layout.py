@@ -8,7 +8,9 @@ from pathlib import Path
 
 from wbcrepro.errors import DataMissing
 
-PARAMETERS_CELL = re.compile(r'^# %%.*tags=\[[^\]]*"parameters"[^\]]*\].*$(?P<body>.*?)(?=^# %%|\Z)', re.M | re.S)
+PARAMETERS_CELL = re.compile(
+    r'^# %%[^\n]*tags=\[[^\]\n]*"parameters"[^\]\n]*\][^\n]*\n(?P<body>.*?)(?=^# %%|\Z)', re.M | re.S
+)
 
 
 @dataclass(frozen=True)

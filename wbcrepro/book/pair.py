@@ -1,7 +1,7 @@
-"""The notebooks that Colab opens: ``notebooks/*.ipynb``, made from the ``.py`` sources, without outputs, byte for byte the same.
+"""The notebooks that Colab opens: ``notebooks/*.ipynb``, made from the ``.py`` sources, always the same bytes, no outputs.
 
-Each starts with a cell that installs this version of the package beside the PyTorch that Colab already has (``--no-deps``:
-pip must never replace it), and those of its dependencies that are missing there.
+Each starts with a cell that installs this version of the package beside the PyTorch that Colab already has
+(``--no-deps``: pip must never replace it), and those of its dependencies that are missing there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if importlib.util.find_spec("google.colab") and not importlib.util.find_spec("wb
 
 
 def colab_needs(root: Path) -> dict[str, str]:
-    """Package to module, for the dependencies in ``pyproject.toml`` and the pretrained weights; PyTorch is Colab's own."""
+    """Package to module: the dependencies in ``pyproject.toml`` and pretrained weights, less PyTorch, Colab's own."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     listed = [*project["dependencies"], *project["optional-dependencies"].get("weights", [])]
     names = [re.match(r"[A-Za-z0-9._-]+", requirement)[0] for requirement in listed]

@@ -13,8 +13,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "book",
         help="execute the notebooks that changed and render the book",
-        description="Execute the notebooks whose source, package, parameters or cells changed (they only read the store; "
-        "what is missing shows as a marked hole), then build the pages, offline and with warnings as errors.",
+        description="Execute the notebooks whose source, package, parameters or cells changed (they only read the "
+        "store; what is missing shows as a marked hole), then build the pages, offline and with warnings as errors.",
     )
     add_experiment_options(parser)
     parser.add_argument("--results", type=Path, help="folder of committed real results (default: results)")
