@@ -1,9 +1,9 @@
 """Make ``.venv`` from ``requirements.lock``: the first step of every ``make`` target. Standard library only.
 
 The environment is stamped with a digest of everything it was made from, and the stamp is written last: an environment
-without a matching stamp is brought up to date, one that was being filled when the power went is made again, and one that
-is current costs a few milliseconds. Packages are checked against the hashes in the lock. ``pip`` fetches one package, uv,
-which fetches the others (in seconds from a warm cache, where pip takes minutes).
+without a matching stamp is brought up to date, one that was being filled when the power went is made again, and one
+that is current costs a few milliseconds. Packages are checked against the hashes in the lock. ``pip`` fetches one
+package, uv, which fetches the others (in seconds from a warm cache, where pip takes minutes).
 """
 
 import fcntl
@@ -22,8 +22,8 @@ LOCK = ROOT / "requirements.lock"
 VENV = ROOT / ".venv"
 OLDEST, NEWEST_TESTED = (3, 11), (3, 13)
 STAMP, UNFINISHED = "wbcrepro-stamp", "wbcrepro-unfinished"
-# Measured on Linux x86-64 (PyTorch with its GPU libraries). Elsewhere PyTorch brings no GPU libraries.
-SIZES = {"Linux": ("DOWNLOAD_GB", "6.5 GB"), "other": ("0.7 GB", "2.5 GB")}
+# Measured on Linux x86-64, where PyTorch brings its GPU libraries; elsewhere it brings none (an estimate).
+SIZES = {"Linux": ("3.4 GB", "6.5 GB"), "other": ("0.7 GB", "2.5 GB")}
 
 
 class BootstrapError(Exception):
@@ -51,7 +51,7 @@ def venv_module_problem(modules: dict[str, bool], version: tuple[int, ...]) -> s
 
 
 def stamp(lock: bytes, project: bytes, python: str, root: str) -> str:
-    """The digest of what an environment is made from: lock, pyproject.toml, Python, and the folder (scripts name it)."""
+    """The digest of what an environment is made from: lock, pyproject.toml, Python, folder (scripts name it)."""
     digest = hashlib.sha256()
     for part in (lock, project, python.encode(), root.encode()):
         digest.update(hashlib.sha256(part).digest())
@@ -81,8 +81,8 @@ def announcement(packages: int, system: str) -> str:
     """What will be downloaded, said before anything is."""
     download, disk = SIZES.get(system, SIZES["other"])
     return (
-        f"Making .venv from requirements.lock: up to {packages} packages from the Python package index, each checked by "
-        f"its hash.\nAbout {download} to download (less what uv's cache has) and {disk} on disk, most of it PyTorch."
+        f"Making .venv from requirements.lock: up to {packages} packages, checked by their "
+        f"hashes.\nAbout {download} to download (less what uv's cache has) and {disk} on disk, most of it PyTorch."
     )
 
 
