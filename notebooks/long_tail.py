@@ -289,9 +289,9 @@ half = {name: (1 - 0.5 ** weights[name]) ** 2 for name in ("SNE", "PLY")}
 Markdown(
     f"At p = 0.5 the printed factor is 0.25. The released one is **{half['SNE']:.4f} for SNE** and "
     f"**{half['PLY']:.3f} for PLY**. For the head the focal term vanishes and half the cross-entropy is left; for PLY "
-    f"the hybrid loss is the full weighted cross-entropy, until the network is very sure. So the quirk adds a factor of "
-    f"up to 2 to the re-weighting, and the focusing is gone. It is not an invention of this paper: LDAM-DRW's focal loss and "
-    f"the paper `rescue` share it. The preset `code` keeps it, the preset `paper` uses Eq. 4."
+    f"the hybrid loss is the full weighted cross-entropy, until the network is very sure. So the quirk adds a factor "
+    f"of up to 2 to the re-weighting, and the focusing is gone. It is not an invention of this paper: LDAM-DRW's focal "
+    f"loss and the paper `rescue` share it. The preset `code` keeps it, the preset `paper` uses Eq. 4."
 )
 
 # %% [markdown]
@@ -512,8 +512,8 @@ Markdown(
 # The paper's own numbers have the shape of the long-tailed case. In its Table 1 the decoupled Swin gains 11.9 points of
 # balanced accuracy over the supervised one (69.0 to 80.9) and loses 5.2 points of macro-F1 (71.2 to 66.0): more tail
 # found, more false alarms. (Both ResNets gain on both.) In the one log that comes with the released code, stage 2
-# raises balanced accuracy from 67.9 to 73.7 and lowers macro-F1 from 71.5 to 67.8 at its end. Our toy suggests a reason and
-# proves nothing about blood; the [results chapter](decoupled_results) looks at images.
+# raises balanced accuracy from 67.9 to 73.7 and lowers macro-F1 from 71.5 to 67.8 at its end. Our toy suggests a reason
+# and proves nothing about blood; the [results chapter](decoupled_results) looks at images.
 #
 # ## Cheaper ways to a new classifier
 #
