@@ -11,6 +11,8 @@ from wbcrepro.experiments.store import Store, write_json
 from wbcrepro.inference.tta import DIHEDRAL
 from wbcrepro.papers import load_paper, profile_of
 
+VIEW_COUNT = len(DIHEDRAL)
+
 
 @dataclass
 class FakeBenchmark:
@@ -53,7 +55,7 @@ def fake_plan(profile="demo", benchmark="smears-demo", classes=("A", "B", "C", "
     return FakePlan("decoupled", profile, FakeBenchmark(benchmark, tuple(classes)), tuple(cells))
 
 
-def random_probabilities(labels, classes, skill, rng, views=len(DIHEDRAL)):
+def random_probabilities(labels, classes, skill, rng, views=VIEW_COUNT):
     """Softmax outputs (N, V, C) float16 whose arg-max is right more often the higher ``skill`` is."""
     logits = rng.normal(size=(len(labels), views, classes)) * 0.4 + rng.normal(size=(len(labels), 1, classes))
     logits[np.arange(len(labels)), :, labels] += skill
@@ -62,7 +64,7 @@ def random_probabilities(labels, classes, skill, rng, views=len(DIHEDRAL)):
 
 
 def fill_store(path: Path, plan: FakePlan, *, per_class=12, skip=(), skills=None, probabilities=None, seed=0) -> Store:
-    """Write every cell of a plan except those in ``skip``; ``probabilities(cell, set, labels)`` replaces the random ones."""
+    """Write every cell of a plan except ``skip``; ``probabilities(cell, set, labels)`` replaces the random ones."""
     store, classes = Store(path), len(plan.benchmark.classes)
     labels = np.repeat(np.arange(classes), per_class)
     counts = [200 // 4**k + 2 for k in range(classes)]

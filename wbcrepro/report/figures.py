@@ -17,7 +17,7 @@ WIDTH = 7.2
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the book: readable sizes, an opaque light background with padding, text as paths."""
+    """Set matplotlib's defaults for the book: readable sizes, an opaque light background with padding."""
     plt.rcParams.update(
         {
             "figure.figsize": (WIDTH, 3.6), "figure.dpi": 110, "savefig.dpi": 110,
@@ -56,7 +56,7 @@ def confusion_figure(labels: np.ndarray, codes: np.ndarray, classes: tuple[str, 
     axis.text(len(classes) - 0.35, -0.8, "recall [95 %]", fontsize=8, color="#222222")
     for side in axis.spines.values():
         side.set_visible(False)
-    bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.2)
+    bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.22)
     bar.set_label("share of the row")
     return figure
 
@@ -129,7 +129,7 @@ def reliability_figure(models: dict[str, tuple[np.ndarray, np.ndarray]], bins: i
         axis.plot(
             rows[:, 0], rows[:, 1], marker=marker, color=PALETTE[index % 7], label=f"{name}: ECE {100 * error:.1f} %"
         )
-    axis.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="mean confidence in the bin", ylabel="accuracy in the bin")
+    axis.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="mean confidence in the bin", ylabel="accuracy in the bin")
     axis.set_aspect("equal")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from wbcrepro.report import verdicts
-from wbcrepro.report.tables import Entry, Row, Table
+from wbcrepro.report.tables import Entry, Row, Table, sentence
 
 
 class Html(str):
@@ -27,8 +27,8 @@ def banner(synthetic: bool, caption: str = "") -> Html:
     """The banner over synthetic numbers; empty for real data."""
     if not synthetic:
         return Html("")
-    words = caption or "Synthetic smears: drawn by a program, not photographed."
-    return Html(f'<div class="wbc-synthetic">{escape(words)}</div>')
+    words = sentence(caption) or "Drawn by a program, not photographed."
+    return Html(f'<div class="wbc-synthetic">{escape(words)} A mechanism, not evidence about blood.</div>')
 
 
 def download(name: str, content: str | bytes, words: str | None = None) -> Html:
@@ -119,15 +119,15 @@ def _row_html(row: Row, table: Table, logged: list[str], ranks: dict, paper_rank
         cells.append(f'<td class="wbc-code">{"–" if value is None else f"{value:.2f}"}</td>')
     for metric in table.metrics:
         cells.append(
-            f'<td class="wbc-ours">{_ours_html(row.entries[metric], row, ranks.get((row.label, metric)))}</td>'
+            f'<td class="wbc-ours">{_ours_html(row.entries[metric], row, table, ranks.get((row.label, metric)))}</td>'
         )
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _ours_html(entry: Entry, row: Row, rank: str | None) -> str:
+def _ours_html(entry: Entry, row: Row, table: Table, rank: str | None) -> str:
     if entry.ours is None:
         return hole(row.command)
-    text = ours_text(entry)
+    text = ours_text(entry, table.folds)
     low, high = (100 * v for v in entry.ours.interval())
     against = f' title="against {escape(entry.reference)}"' if entry.reference else ""
     return (
@@ -136,12 +136,16 @@ def _ours_html(entry: Entry, row: Row, rank: str | None) -> str:
     )
 
 
-def ours_text(entry: Entry) -> str:
-    """``45.1 ± 1.2`` in percent, with the number of folds where it is not said by a spread; ``–`` for a hole."""
+def ours_text(entry: Entry, planned: int) -> str:
+    """``45.1 ± 1.2`` in percent; where not all planned folds entered, or one has no spread, their number."""
     if entry.ours is None:
-        return "–"
-    mean, std = 100 * entry.ours.mean, entry.ours.std
-    return f"{mean:.1f} (1 fold)" if std is None else f"{mean:.1f} ± {100 * std:.1f}"
+        return "not run"
+    text = f"{100 * entry.ours.mean:.1f}"
+    if entry.ours.std is not None:
+        text += f" ± {100 * entry.ours.std:.1f}"
+    if entry.ours.folds < planned:
+        return f"{text} ({entry.ours.folds}/{planned} folds)"
+    return text if entry.ours.std is not None else f"{text} (1 fold)"
 
 
 def frame_html(

@@ -130,6 +130,7 @@ def from_plan(plan: Plan, store: Store, options: str | None = None) -> Predictio
     benchmark = plan.benchmark
     if options is None:
         options = f"--profile {plan.profile} --dataset {benchmark.name} --store {store.path}"
+        options += "" if benchmark.synthetic else " --data FOLDER_OF_THE_IMAGES"
     return Predictions(
         load_paper(plan.paper), plan.profile, benchmark.name, benchmark.caption, benchmark.synthetic, benchmark.digest,
         tuple(benchmark.classes), members, reader, options,

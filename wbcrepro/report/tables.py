@@ -76,6 +76,11 @@ class Table:
         """Whether at least one row has a value."""
         return any(entry.ours is not None for row in self.rows for entry in row.entries.values())
 
+    @property
+    def folds(self) -> int:
+        """How many folds are planned."""
+        return len(self.predictions.folds(self.preset))
+
     def ranks(self) -> dict[tuple[str, str], str]:
         """``{(row, metric): "best"|"second"}`` of ours, at the printed precision: ties share, as in the paper."""
         found: dict[tuple[str, str], str] = {}
@@ -95,11 +100,11 @@ class Table:
         networks = ", ".join(
             f"{p.paper['backbone_roles'].get(role, role)} is {name}" for role, name in p.networks().items()
         )
-        folds = len(p.folds(self.preset))
         return (
             f"{self.title}, preset {self.preset!r}, profile {p.profile!r}, "
             f"{SET_WORDS.get(self.on, self.on)} of {p.benchmark}. "
-            f"{p.caption} In this profile {networks}. Ours: mean ± standard deviation over folds ({folds} planned), "
+            f"{sentence(p.caption)} In this profile {networks}. "
+            f"Ours: mean ± standard deviation over folds ({self.folds} planned), "
             f"in brackets the 95 % bootstrap interval over test images ({self.bootstrap} resamples within classes)."
         )
 
@@ -140,6 +145,11 @@ class Table:
                 for row in self.rows
             ],
         }  # fmt: skip
+
+
+def sentence(words: str) -> str:
+    """Words with a capital at their start and a full stop at their end."""
+    return words[:1].upper() + words[1:].rstrip(".") + "." if words else ""
 
 
 def _entry_json(entry: Entry) -> dict:

@@ -14,17 +14,20 @@ def table_text(table: Table) -> str:
     lines = [
         table.caption(),
         "",
-        " " * width + "".join(f"  {m + ' paper':>13}  {m + ' ours':>16} " for m in table.metrics),
+        " " * width + "".join(f"  {m + ' paper':>13}  {m + ' ours':>24} " for m in table.metrics),
     ]
     for row in table.rows:
         line = f"{row.label:{width}}"
         for metric, entry in row.entries.items():
             paper = "–" if entry.paper is None else f"{entry.paper[0]:.1f} ± {entry.paper[1]:.1f}"
-            ours = "not run" if entry.ours is None else ours_text(entry)
-            line += f"  {paper:>13}  {ours:>16}{mark[ranks.get((row.label, metric))]}"
+            ours = ours_text(entry, table.folds)
+            line += f"  {paper:>13}  {ours:>24}{mark[ranks.get((row.label, metric))]}"
         lines.append(line)
     lines.append("ours: * best, _ second; intervals, verdicts and the code's log are in --csv and --json")
     if table.predictions.synthetic:
         lines.append("SYNTHETIC IMAGES: these numbers show a mechanism and are no evidence about blood.")
-    holes = [(row.label, row.command) for row in table.rows if row.command]
-    return "\n".join(lines + [f"hole: {label}: {command}" for label, command in holes])
+    holes: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row.command:
+            holes.setdefault(row.command, []).append(row.label)
+    return "\n".join(lines + [f"holes in {', '.join(labels)}: {command}" for command, labels in holes.items()])
