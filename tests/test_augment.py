@@ -8,7 +8,16 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import RandAugment, _apply_op
 
-from wbcrepro.augment import BINS, MAGNITUDE, augment, equalize, occurrences, operations, random_integers
+from wbcrepro.augment import (
+    BINS,
+    MAGNITUDE,
+    augment,
+    equalize,
+    equalize_on_device,
+    occurrences,
+    operations,
+    random_integers,
+)
 from wbcrepro.inference.tta import DIHEDRAL, view
 
 SIGNED = [(name, k) for name, variants in operations(8, 8).items() for k in range(len(variants))]
@@ -49,6 +58,14 @@ def test_equalize_of_every_short_histogram():
     images[:10, :, :20] = 0
     expected = torch.stack([_apply_op(i, "Equalize", 0.0, InterpolationMode.NEAREST, None) for i in images])
     torch.testing.assert_close(equalize(images), expected, rtol=0, atol=0)
+
+
+def test_the_forms_for_gpus_give_the_same():
+    """Bytes are looked up by numpy on a CPU and by torch elsewhere; the latter is run here on a CPU."""
+    images = torch.cat([_images(32), _images(32)[:, :, :8].repeat(1, 1, 4, 1) // 100])
+    torch.testing.assert_close(equalize_on_device(images), equalize(images), rtol=0, atol=0)
+    for gather in operations(32, 32)["Rotate"] + operations(32, 32)["ShearY"]:
+        torch.testing.assert_close(gather.on_device(images), gather(images), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["randaugment", "dihedral"])

@@ -10,6 +10,7 @@ it does not depend on batches, workers or the order of an epoch.
 """
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -83,14 +84,17 @@ def occurrences(order: np.ndarray) -> np.ndarray:
 
 
 def _apply(images: torch.Tensor, variants: list, choice: np.ndarray) -> torch.Tensor:
-    """Apply variants[choice[i]] to image i, each variant once to all images that chose it."""
-    out = torch.empty_like(images, memory_format=torch.contiguous_format)
+    """Apply variants[choice[i]] to image i, each variant once to all images that chose it.
+
+    The batch is sorted by choice first: a group is then a slice, which costs a copy and no scattered writes.
+    """
     order = np.argsort(choice, kind="stable")
     present, starts = np.unique(choice[order], return_index=True)
-    rows = torch.from_numpy(order).to(images.device)
-    for variant, group in zip(present, rows.tensor_split(torch.from_numpy(starts[1:])), strict=True):
-        out[group] = variants[variant](images[group])
-    return out
+    images = images.index_select(0, torch.from_numpy(order).to(images.device))
+    out = torch.empty_like(images)  # not in place: some variants are views of their input
+    for variant, start, stop in zip(present, starts, [*starts[1:], len(order)], strict=True):
+        out[start:stop] = variants[variant](images[start:stop])
+    return out.index_select(0, torch.from_numpy(np.argsort(order)).to(images.device))
 
 
 @functools.lru_cache(maxsize=8)
@@ -123,10 +127,16 @@ class Gather:
         self.inside, self.source = source >= 0, source.clamp(min=0)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if images.device.type == "cpu":  # numpy looks bytes up eight times as fast as torch
+            moved = torch.from_numpy(images.flatten(2).numpy().take(self.source.cpu().numpy(), axis=2))
+            return (moved * self.inside.cpu()).view(images.shape)
+        return self.on_device(images)
+
+    def on_device(self, images: torch.Tensor) -> torch.Tensor:
+        """The same with torch's indexing, for GPUs."""
         if self.source.device != images.device:
             self.source, self.inside = self.source.to(images.device), self.inside.to(images.device)
-        flat = images.flatten(2)[..., self.source] * self.inside
-        return flat.view(images.shape)
+        return (images.flatten(2)[..., self.source] * self.inside).view(images.shape)
 
 
 def geometric(images: torch.Tensor, name: str, magnitude: float) -> torch.Tensor:
@@ -145,15 +155,46 @@ def geometric(images: torch.Tensor, name: str, magnitude: float) -> torch.Tensor
 
 def equalize(images: torch.Tensor, amount: float = 0.0) -> torch.Tensor:
     """Histogram equalisation of uint8 (N,3,H,W), each channel alone; equals torchvision's, which loops over images."""
-    flat = images.flatten(2).flatten(0, 1).long()
-    offsets = 256 * torch.arange(len(flat), device=images.device)[:, None]
-    histogram = torch.bincount((flat + offsets).view(-1), minlength=256 * len(flat)).view(-1, 256)
+    channels = images.flatten(2).flatten(0, 1)
+    if images.device.type == "cpu":  # bytes one channel after another, without copies to 64 bits
+        histogram = torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
+        pairs = zip(equalize_levels(histogram).numpy(), channels.numpy(), strict=True)
+        return torch.from_numpy(np.stack([levels.take(channel) for levels, channel in pairs])).view(images.shape)
+    return equalize_on_device(images)
+
+
+def equalize_on_device(images: torch.Tensor) -> torch.Tensor:
+    """The same in a fixed number of kernels, for GPUs."""
+    channels = images.flatten(2).flatten(0, 1)
+    codes = channels.long() + 256 * torch.arange(len(channels), device=images.device)[:, None]
+    histogram = torch.bincount(codes.view(-1), minlength=256 * len(channels)).view(-1, 256)
+    return equalize_levels(histogram).view(-1)[codes].view(images.shape)
+
+
+def equalize_levels(histogram: torch.Tensor) -> torch.Tensor:
+    """New grey levels uint8 (M,256) from histograms (M,256); a channel of too few levels keeps its own."""
     last = 255 - (histogram != 0).flip(1).long().argmax(1)  # the highest level that occurs is left out of the step
-    step = (flat.shape[1] - histogram.gather(1, last[:, None])) // 255
+    step = (histogram.sum(1, keepdim=True) - histogram.gather(1, last[:, None])) // 255
     levels = ((histogram.cumsum(1) - histogram + step // 2) // step.clamp(min=1)).clamp(0, 255)
-    identity = torch.arange(256, device=images.device).expand_as(levels)
-    levels = torch.where(step > 0, levels, identity).to(torch.uint8)
-    return levels.view(-1)[flat + offsets].view(images.shape)
+    return torch.where(step > 0, levels, torch.arange(256, device=histogram.device)).to(torch.uint8)
+
+
+def sharpness(images: torch.Tensor, amount: float) -> torch.Tensor:
+    """torchvision's sharpening of uint8 (N,3,H,W) with sums of 16-bit integers in place of a grouped convolution.
+
+    The blur is a 3x3 mean with a centre of 5 over 13, rounded (a 13th is never a tie); the rim is not blurred.
+    """
+    wide = images.to(torch.int16)
+    rows = wide[..., :-2] + wide[..., 1:-1] + wide[..., 2:]
+    total = (rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :]).add_(wide[..., 1:-1, 1:-1], alpha=4)
+    blurred, ratio = images.float(), 1 + amount
+    blurred[..., 1:-1, 1:-1] = total.float().div_(13).round_()
+    return (images * ratio).add_(blurred.mul_(1 - ratio)).clamp_(0, 255).to(torch.uint8)
+
+
+def solarize(images: torch.Tensor, amount: float) -> torch.Tensor:
+    """Invert the values that reach the threshold: 255 - x is x with all bits flipped; much faster than a selection."""
+    return images ^ -(images >= math.ceil(amount)).view(torch.uint8)
 
 
 COLOUR = {
@@ -161,9 +202,9 @@ COLOUR = {
     "Brightness": lambda images, amount: tvf.adjust_brightness(images, 1 + amount),
     "Color": lambda images, amount: tvf.adjust_saturation(images, 1 + amount),
     "Contrast": lambda images, amount: tvf.adjust_contrast(images, 1 + amount),
-    "Sharpness": lambda images, amount: tvf.adjust_sharpness(images, 1 + amount),
+    "Sharpness": sharpness,
     "Posterize": lambda images, amount: tvf.posterize(images, int(amount)),
-    "Solarize": lambda images, amount: tvf.solarize(images, amount),
+    "Solarize": solarize,
     "AutoContrast": lambda images, amount: tvf.autocontrast(images),
     "Equalize": equalize,
 }
