@@ -1,4 +1,4 @@
-"""Synthetic peripheral-blood smears: the embedded default data set. A mechanism to test methods on, not evidence about blood.
+"""Synthetic peripheral-blood smears, the embedded default: a mechanism to test methods on, not evidence about blood.
 
 ``SmearSpec`` says what to draw, ``SmearSource`` draws it and knows the truth behind every image.
 """

@@ -1,4 +1,4 @@
-"""The drawing surface: a grid in micrometres, soft edges, random textures and granules. Everything is float32 (height, width)."""
+"""The drawing surface: a grid in micrometres, soft edges, random textures and granules. All maps are float32 (H, W)."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,7 +47,7 @@ def soft(distance: np.ndarray, width: float) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _atlas(step: int) -> np.ndarray:
-    """A periodic field of unit variance whose grain (standard deviation of the smoothing kernel) is ``_STEP ** step`` pixels."""
+    """A periodic field of unit variance, white noise smoothed with a Gaussian of ``_STEP ** step`` pixels."""
     noise = np.random.default_rng(1000 + step).standard_normal((_ATLAS, _ATLAS), dtype=np.float32)
     field = gaussian_filter(noise, _STEP**step, mode="wrap", truncate=3)
     return field / field.std()
@@ -66,7 +66,7 @@ def texture(rng: np.random.Generator, shape: tuple[int, int], pixel: float, grai
 
 
 def scatter(frame: Window, points: np.ndarray, weights: np.ndarray, radius: float) -> np.ndarray:
-    """Round spots of ``radius`` µm at ``points`` (N, 2) in µm (y, x): the height of one spot is its weight, overlaps add."""
+    """Round spots of ``radius`` µm at ``points`` (N, 2) (y, x) in µm: a spot is as high as its weight, overlaps add."""
     height, width = frame.shape
     row = np.floor((points[:, 0] - frame.y[0, 0]) / frame.pixel + 0.5).astype(int)
     column = np.floor((points[:, 1] - frame.x[0, 0]) / frame.pixel + 0.5).astype(int)
@@ -93,7 +93,7 @@ def around(profile: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 
 def waves(rng: np.random.Generator, orders: np.ndarray, amplitude: float) -> np.ndarray:
-    """A smooth random function of the angle (512 values), falling off with the order, standard deviation about ``amplitude``."""
+    """A smooth random function of the angle (512 values), about ``amplitude`` high, less in the higher orders."""
     size = rng.normal(0, 1, len(orders)) * amplitude * orders[0] / orders
     phase = rng.uniform(0, 2 * np.pi, len(orders))
     return (size[:, None] * np.cos(orders[:, None] * ANGLES + phase[:, None])).sum(0).astype(np.float32)

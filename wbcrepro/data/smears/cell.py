@@ -8,14 +8,14 @@ from wbcrepro.data.smears.canvas import ANGLES, Window, around, polar, scatter, 
 from wbcrepro.data.smears.morphology import FORMS, OFFSETS, SPIKES, Form, Granules, Range
 
 _DNA_AREA = 62.0  # µm²: a nucleus of this size has the nominal density
-_DNA_POWER = 0.55  # how far density makes up for size: the amount of DNA is the same in all these cells
-_NUCLEUS = (1.75, 1.05)  # density of (azure, eosin) in chromatin
+_DNA_POWER = 0.7  # how far density makes up for size: the amount of DNA is the same in all these cells
+_NUCLEUS = (2.15, 0.35)  # density of (azure, eosin) in chromatin
 _CYTOPLASM_GAP = 0.15  # µm of cytoplasm between nucleus and membrane
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a cell adds to the canvas, on its own window: densities (2, h, w) and the coverage of cell and nucleus (h, w)."""
+    """What a cell adds to the canvas, on its own window: densities (2, h, w), coverage of cell and nucleus (h, w)."""
 
     frame: Window
     densities: np.ndarray
@@ -34,7 +34,9 @@ def _outline(rng: np.random.Generator, form: Form, spikes: Range, neighbours: bo
     profile = 1 + waves(rng, np.arange(2, 7), _draw(rng, form.irregular))
     if form.scalloped and neighbours:  # a soft cell moulds itself round the red cells beside it
         for _ in range(rng.integers(0, 4)):
-            profile -= form.scalloped * rng.uniform(0.08, 0.24) * _bump(rng.uniform(-np.pi, np.pi), rng.uniform(0.25, 0.5))
+            profile -= (
+                form.scalloped * rng.uniform(0.08, 0.24) * _bump(rng.uniform(-np.pi, np.pi), rng.uniform(0.25, 0.5))
+            )
     height = _draw(rng, spikes)
     for _ in range(rng.integers(1, 6)):
         profile += height * rng.uniform(0.4, 1) * _bump(rng.uniform(-np.pi, np.pi), rng.uniform(0.07, 0.16))
@@ -82,18 +84,22 @@ def _nucleus(rng: np.random.Generator, form: Form, frame: Window, inside: np.nda
     return np.minimum(distance, inside - np.float32(_CYTOPLASM_GAP))
 
 
-def _chromatin(rng: np.random.Generator, form: Form, frame: Window, distance: np.ndarray, angle: np.ndarray, area: float):
+def _chromatin(
+    rng: np.random.Generator, form: Form, frame: Window, distance: np.ndarray, angle: np.ndarray, area: float
+):
     """Density of (azure, eosin) in the nucleus, (2, h, w), not yet cut out."""
     grain, contrast = _draw(rng, form.grain), _draw(rng, form.contrast)
-    field = 0.8 * texture(rng, frame.shape, frame.pixel, grain) + 0.5 * texture(rng, frame.shape, frame.pixel, 0.45 * grain)
+    field = 0.8 * texture(rng, frame.shape, frame.pixel, grain) + 0.5 * texture(
+        rng, frame.shape, frame.pixel, 0.45 * grain
+    )
     if form.clock_face:  # clumps below the membrane, like the figures of a dial
         spokes = np.cos(angle * rng.integers(6, 10) + rng.uniform(0, 6.28)) * np.clip(1.4 - distance, 0, 1)
         field = field + np.float32(2 * form.clock_face) * spokes.astype(np.float32)
-    amount = 1 + np.float32(contrast) * np.tanh(1.05 * field)
+    amount = 1 + np.float32(1.5 * contrast) * np.tanh(1.05 * field)
     amount += 0.14 * np.exp(-np.square((distance - 0.3) / 0.28))  # nuclear membrane
     amount -= np.float32(0.10) * np.clip(1 - distance, 0, 1)  # thinner towards the edge
     azure, eosin = _NUCLEUS
-    strength = np.clip((_DNA_AREA / max(area, 1)) ** _DNA_POWER, 0.62, 1.35)
+    strength = np.clip((_DNA_AREA / max(area, 1)) ** _DNA_POWER, 0.68, 1.4)
     densities = np.stack([amount * np.float32(azure * strength), amount * np.float32(eosin * strength)])
     number = int(rng.integers(form.nucleoli[0], form.nucleoli[1] + 1))
     rows, columns = np.nonzero(distance > 0.9)
@@ -102,7 +108,7 @@ def _chromatin(rng: np.random.Generator, form: Form, frame: Window, distance: np
             place = (frame.y[rows[choice], 0], frame.x[0, columns[choice]])
             size = _draw(rng, form.nucleolus)
             r = np.sqrt(np.square(frame.y - place[0]) + np.square(frame.x - place[1])) / np.float32(size)
-            pale = np.exp(-np.square(r) ** 2)
+            pale = np.exp(-(np.square(r) ** 2))
             ring = np.exp(-np.square((r - 1.25) / 0.3))
             densities[0] *= 1 - 0.34 * pale + 0.10 * ring
             densities[1] *= 1 - 0.62 * pale + 0.10 * ring
@@ -111,7 +117,9 @@ def _chromatin(rng: np.random.Generator, form: Form, frame: Window, distance: np
 
 def _cytoplasm(rng, form: Form, frame: Window, membrane: np.ndarray, nucleus: np.ndarray, radius: float, at, centre):
     """Density of (azure, eosin) in the cytoplasm, (2, h, w), not yet cut out."""
-    fine = texture(rng, frame.shape, frame.pixel, 0.55) * np.float32(0.09) + texture(rng, frame.shape, frame.pixel, 2.2) * np.float32(0.08)
+    fine = texture(rng, frame.shape, frame.pixel, 0.55) * np.float32(0.09) + texture(
+        rng, frame.shape, frame.pixel, 2.2
+    ) * np.float32(0.08)
     depth = np.clip(membrane / np.float32(0.35 * radius), 0, 1)
     edge = _draw(rng, form.edge)
     profile = 0.86 + 0.2 * depth + fine + np.float32(edge) * np.exp(-np.square(membrane / np.float32(0.16 * radius)))
@@ -122,12 +130,16 @@ def _cytoplasm(rng, form: Form, frame: Window, membrane: np.ndarray, nucleus: np
         norm = np.hypot(*away)
         unit = away / norm if norm > 0.25 else np.array([np.sin(a := rng.uniform(0, 6.28)), np.cos(a)])
         side = ((frame.y - at[0]) * np.float32(unit[0]) + (frame.x - at[1]) * np.float32(unit[1])) / np.float32(radius)
-        zone = np.exp(-np.square((nucleus + np.float32(0.10 * radius)) / np.float32(0.20 * radius))) * np.clip(side * 2.2, 0, 1)
+        zone = np.exp(-np.square((nucleus + np.float32(0.10 * radius)) / np.float32(0.20 * radius))) * np.clip(
+            side * 2.2, 0, 1
+        )
         azure = azure * (1 - np.float32(hof) * zone)
     return np.stack([azure, np.float32(_draw(rng, form.eosin)) * profile])
 
 
-def _granules(rng: np.random.Generator, kind: Granules, frame: Window, radius: float, centre, gain: float) -> np.ndarray:
+def _granules(
+    rng: np.random.Generator, kind: Granules, frame: Window, radius: float, centre, gain: float
+) -> np.ndarray:
     """Coverage (h, w) by one kind of granule, 0 to 1."""
     number = int(_draw(rng, kind.count) * gain)
     r = radius * np.sqrt(rng.random(number)) * 0.97
@@ -177,5 +189,7 @@ def draw_cell(
     densities = plasma * (1 - nucleus) + chromatin * nucleus
     for kind, cover in covers:
         if kind.over_nucleus:
-            densities += nucleus * cover * (kind.over_nucleus * np.array([kind.azure, kind.eosin], np.float32))[:, None, None]
+            densities += (
+                nucleus * cover * (kind.over_nucleus * np.array([kind.azure, kind.eosin], np.float32))[:, None, None]
+            )
     return Drawn(frame, densities * cell, cell, nucleus * cell, centre, radius)

@@ -31,8 +31,8 @@ def _displace(channel: np.ndarray, shift: float, axis: int) -> np.ndarray:
 
 
 def photograph(rng: np.random.Generator, light: np.ndarray, lab: Laboratory, pixel: float) -> np.ndarray:
-    """(3, H, W) light in 0-255 -> the same after the lens: defocus differs from shot to shot, red and blue do not quite meet."""
-    sigma = float(np.hypot(lab.blur, abs(rng.normal(0, 0.09)))) / pixel
+    """(3, H, W) light in 0-255 -> the same after the lens: some defocus, and red and blue that do not quite meet."""
+    sigma = float(np.hypot(lab.blur, abs(rng.normal(0, 0.07)))) / pixel
     if sigma > 0.3:
         light = gaussian_filter1d(light, sigma, axis=1, mode="nearest", truncate=3)
         light = gaussian_filter1d(light, sigma, axis=2, mode="nearest", truncate=3)
@@ -43,7 +43,7 @@ def photograph(rng: np.random.Generator, light: np.ndarray, lab: Laboratory, pix
 
 
 def develop(rng: np.random.Generator, light: np.ndarray, lab: Laboratory) -> np.ndarray:
-    """(3, H, W) light -> uint8 (H, W, 3): shot noise grows with the root of the light, then the file is stored as JPEG."""
+    """(3, H, W) light -> uint8 (H, W, 3): shot noise grows with the root of the light; stored as JPEG."""
     grain = rng.standard_normal(light.shape, dtype=np.float32)
     light = light + grain * (np.float32(lab.noise * 0.5) + np.float32(lab.noise * 0.05) * np.sqrt(np.maximum(light, 0)))
     return jpeg(np.clip(light.transpose(1, 2, 0) + 0.5, 0, 255).astype(np.uint8), lab.jpeg)

@@ -1,4 +1,4 @@
-"""Who has which cell: distributes a recipe's counts over laboratories and patients, and draws what a patient's cells share."""
+"""Who has which cell: a recipe's counts spread over laboratories and patients, and what a patient's cells share."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ def individual(spec: SmearSpec, domain: str, patient: int) -> Individual:
     rng = np.random.default_rng(derive_seed("patient", spec.seed, domain, patient))
     v = spec.patient_variation
     return Individual(
-        gain=np.exp(rng.normal(0, [0.16 * v, 0.14 * v])),
+        gain=np.exp(rng.normal(0, [0.18 * v, 0.15 * v])),
         jitter=1 + rng.normal(0, 0.05 * v, (3, 2)),
         tint=1 + rng.normal(0, 0.02 * v, 3),
         cell_size=float(np.exp(rng.normal(0, 0.04 * v))),
@@ -36,7 +36,7 @@ def individual(spec: SmearSpec, domain: str, patient: int) -> Individual:
         red_number=float(np.exp(rng.normal(0, 0.35 * v))),
         red_size=float(np.exp(rng.normal(0, 0.05 * v))),
         pallor=float(rng.uniform(0.45, 0.95)),
-        crenated=float(rng.choice([0.0, 0.05, 0.6], p=[0.6, 0.3, 0.1])),
+        crenated=float(rng.choice([0.0, 0.05, 0.6], p=[0.62, 0.32, 0.06])),
     )
 
 

@@ -14,12 +14,14 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]], *, side: int = 96, m
     for i, (name, images) in enumerate(rows.items()):
         pen.text((4, i * (side + 2) + side // 2 - 5), name, fill="black")
         for j, image in enumerate(images):
-            sheet.paste(Image.fromarray(image).resize((side, side), Image.LANCZOS), (margin + j * (side + 2), i * (side + 2)))
+            sheet.paste(
+                Image.fromarray(image).resize((side, side), Image.LANCZOS), (margin + j * (side + 2), i * (side + 2))
+            )
     return np.asarray(sheet)
 
 
 def smear_sheet(source, *, columns: int = 8, classes: Sequence[str] | None = None, side: int = 96) -> np.ndarray:
-    """Contact sheet of a ``SmearSource``: ``columns`` cells of every class that it has, taken from its laboratories in turn."""
+    """Contact sheet of a ``SmearSource``: ``columns`` cells of every class, from its laboratories in turn."""
     frame = source.manifest.frame
     rows = {}
     for label in classes or source.manifest.classes:

@@ -50,7 +50,7 @@ class _Scene:
 
 
 class SmearSource:
-    """An ``ImageSource`` that draws. Every image depends only on the recipe and its row: any order, any thread, any process."""
+    """An ``ImageSource`` that draws. An image depends on the recipe and its row only: any order, thread, process."""
 
     def __init__(self, spec: SmearSpec) -> None:
         self.spec = spec
@@ -69,7 +69,9 @@ class SmearSource:
         scene = self._scene(row)
         rng = self._rng(row, "optics")
         size = scene.densities.shape[1]
-        light = transmit(scene.densities, scene.matrix, scene.light) * optics.illumination(rng, size, scene.lab.vignetting)
+        light = transmit(scene.densities, scene.matrix, scene.light) * optics.illumination(
+            rng, size, scene.lab.vignetting
+        )
         light = _shrink(optics.photograph(rng, light, scene.lab, scene.pixel), scene.fold)
         return optics.develop(rng, light, scene.lab)
 
@@ -83,7 +85,16 @@ class SmearSource:
         cell, nucleus = (_shrink(mask[None], scene.fold)[0] >= 0.5 for mask in (scene.cell, scene.nucleus))
         frame = self.manifest.frame.iloc[row]
         densities = _shrink(scene.densities, scene.fold)
-        return Truth(nucleus, cell & ~nucleus, scene.matrix, densities, scene.light, frame["label"], frame["group"], frame["domain"])
+        return Truth(
+            nucleus,
+            cell & ~nucleus,
+            scene.matrix,
+            densities,
+            scene.light,
+            frame["label"],
+            frame["group"],
+            frame["domain"],
+        )
 
     def _id(self, domain: str, label: str, number: int, patient: int) -> str:
         return f"{domain}-{label}-{number:05d}"
@@ -92,14 +103,25 @@ class SmearSource:
         domain, label, _, patient = cell
         name, size = self._id(*cell), self.spec.size
         return {
-            "id": name, "path": "", "source_label": label, "label": label, "domain": domain, "group": f"{domain}-P{patient:03d}",
-            "split": "", "width": size, "height": size, "mode": "RGB", "sha256": self._recipe(cell), "status": "ok", "reason": "",
+            "id": name, "path": "", "source_label": label, "label": label, "domain": domain,
+            "group": f"{domain}-P{patient:03d}", "split": "", "width": size, "height": size, "mode": "RGB",
+            "sha256": self._recipe(cell), "status": "ok", "reason": "",
         }  # fmt: skip
 
     def _recipe(self, cell: tuple[str, str, int, int]) -> str:
         """Hash of all that this image depends on (the other images' numbers are not among it)."""
         s = self.spec
-        parts = (DRAWING, *cell, s.seed, s.size, s.field_um, s.cell_scale, s.stain_shift, s.patient_variation, s.red_cells)
+        parts = (
+            DRAWING,
+            *cell,
+            s.seed,
+            s.size,
+            s.field_um,
+            s.cell_scale,
+            s.stain_shift,
+            s.patient_variation,
+            s.red_cells,
+        )
         parts += (s.degradation if s.severity else "", s.severity, s.spiky_ply, s.eccentric_pc)
         return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
 
@@ -135,7 +157,14 @@ def _compose(rng, drawn: Drawn, lab: Laboratory, person: Individual, size: int, 
     number = int(rng.poisson(amount * person.red_number * 0.45 * (2 * half / 7.2) ** 2)) if amount else 0
     hole = (*drawn.centre, drawn.radius)
     red = surroundings.red_cells(
-        rng, size, pixel, number=number, scale=person.red_size, pallor=person.pallor, crenated=person.crenated, hole=hole
+        rng,
+        size,
+        pixel,
+        number=number,
+        scale=person.red_size,
+        pallor=person.pallor,
+        crenated=person.crenated,
+        hole=hole,
     )
     densities = np.stack([np.float32(lab.red_cells[0]) * red, np.float32(lab.red_cells[1]) * red])
     if amount:

@@ -10,8 +10,8 @@ from wbcrepro.data.smears.stains import LABORATORIES, laboratory
 from wbcrepro.errors import UsageError
 
 WBCBENCH_COUNTS: dict[str, int] = {
-    "SNE": 17354, "LY": 10801, "MO": 3661, "BL": 2683, "EO": 1148, "MY": 588, "BA": 554, "BNE": 522, "VLY": 488, "MMY": 480,
-    "PMY": 152, "PC": 90, "PLY": 14,
+    "SNE": 17354, "LY": 10801, "MO": 3661, "BL": 2683, "EO": 1148, "MY": 588, "BA": 554, "BNE": 522, "VLY": 488,
+    "MMY": 480, "PMY": 152, "PC": 90, "PLY": 14,
 }  # fmt: skip
 """Labelled images of WBCBench 2026 (both training phases and the evaluation set), the most frequent class first."""
 
@@ -30,7 +30,7 @@ class SmearSpec:
     patients: number in each laboratory.
     priors: laboratory -> class -> relative frequency (1 where not named, 0 for a class that it lacks).
     confined: class -> number of patients over all laboratories that have such cells at all.
-    cell_scale: multiplies the radius of every white cell. stain_shift: 0 no difference between laboratories, 1 as named.
+    cell_scale: multiplies the radius of every white cell. stain_shift: 0 for equal laboratories, 1 as named.
     patient_variation: of stain, light and cell size between patients and slides, 1 = as observed, 0 = none.
     red_cells: density of red cells, 1 as in a thin smear, 0 none.
     degradation, severity: applied by ``read``; severity 0 leaves the pristine image.
@@ -79,7 +79,9 @@ class SmearSpec:
             raise UsageError(f"smears: priors for {unknown}, which are not among the domains {self.domains}")
         for label in self.counts:
             if sum(self.prior(lab, label) for lab in self.domains) <= 0:
-                raise UsageError(f"smears: {self.counts[label]} cells of {label} asked for, but every laboratory's prior is 0")
+                raise UsageError(
+                    f"smears: {self.counts[label]} cells of {label} asked for, but every laboratory's prior is 0"
+                )
         if self.size < 16 or self.patients < 1 or min([0, *self.counts.values()]) < 0 or self.severity not in range(4):
             raise UsageError("smears: expected size >= 16, patients >= 1, counts >= 0 and severity 0, 1, 2 or 3")
         if min([1, *self.confined.values()]) < 1:
@@ -101,8 +103,10 @@ class SmearSpec:
         return cls(counts=dict.fromkeys(classes, per_class), **options)
 
     @classmethod
-    def longtail(cls, largest: int, ratio: float, *, smallest: int = 1, order=tuple(WBCBENCH_COUNTS), **options) -> "SmearSpec":
-        """An exponential profile over ``order``: from ``largest`` down to ``largest / ratio``, never below ``smallest``."""
+    def longtail(
+        cls, largest: int, ratio: float, *, smallest: int = 1, order=tuple(WBCBENCH_COUNTS), **options
+    ) -> "SmearSpec":
+        """An exponential profile over ``order``, from ``largest`` to ``largest / ratio``, never below ``smallest``."""
         steps = max(len(order) - 1, 1)
         counts = {label: max(round(largest * ratio ** (-i / steps)), smallest) for i, label in enumerate(order)}
         return cls(counts=counts, **options)

@@ -1,9 +1,9 @@
-"""Named laboratories: a stain matrix, a background and a microscope each, and the Beer-Lambert law that turns density into light.
+"""Named laboratories (stain matrix, background, microscope) and the Beer-Lambert law that turns density into light.
 
-The vectors were chosen so that the optical densities of nuclei, red cells and cytoplasm agree with medians measured on public
-images of the same stain (May Grünwald-Giemsa: Acevedo-20; Giemsa: Raabin-WBC; rapid: Zheng-18); Wright-Giemsa is a bluer
-neighbour of the first. Two stains suffice because of the Romanowsky effect: azure B alone is blue (RNA, cytoplasm), eosin Y
-alone is pink (haemoglobin, eosinophil granules), both together are purple (DNA).
+The vectors were chosen so that the optical densities of nuclei, red cells and cytoplasm come near the medians measured
+on public images of the same stain (May Grünwald-Giemsa: Acevedo-20; Giemsa: Raabin-WBC; rapid: Zheng-18);
+Wright-Giemsa is a bluer neighbour of the first. Azure alone is blue to violet (RNA, cytoplasm), eosin alone pink
+(haemoglobin, eosinophil granules), much azure with a little eosin purple (DNA).
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from wbcrepro.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Laboratory:
-    """One domain. ``azure`` and ``eosin``: optical density (R, G, B) of one unit of density; ``background``: (R, G, B) in 0-255."""
+    """One domain. ``azure``, ``eosin``: direction in optical density (R, G, B); ``background``: (R, G, B), 0-255."""
 
     name: str
     stain: str
@@ -36,14 +36,14 @@ class Laboratory:
 LABORATORIES: dict[str, Laboratory] = {
     lab.name: lab
     for lab in (
-        Laboratory("mgg", "May Grünwald-Giemsa", (0.735, 0.655, 0.175), (0.07, 0.92, 0.385), (253, 230, 205),
-                   1.0, (0.28, 0.22), 1.0, 0.10, 0.02, 0.03, 1.5, 92),
-        Laboratory("wright-giemsa", "Wright-Giemsa", (0.76, 0.62, 0.20), (0.14, 0.91, 0.39), (236, 231, 238),
-                   0.85, (0.16, 0.34), 1.08, 0.14, 0.07, 0.08, 2.5, 88),
-        Laboratory("giemsa", "Giemsa", (0.51, 0.82, 0.24), (0.10, 0.93, 0.35), (222, 186, 175),
-                   0.95, (0.52, 0.16), 0.95, 0.16, 0.12, 0.12, 3.0, 85),
+        Laboratory("mgg", "May Grünwald-Giemsa", (0.62, 0.77, 0.13), (0.09, 0.80, 0.59), (253, 230, 205),
+                   1.0, (0.25, 0.22), 1.0, 0.07, 0.02, 0.03, 1.5, 92),
+        Laboratory("wright-giemsa", "Wright-Giemsa", (0.68, 0.71, 0.17), (0.14, 0.86, 0.49), (236, 231, 238),
+                   0.85, (0.16, 0.28), 1.08, 0.11, 0.07, 0.08, 2.5, 88),
+        Laboratory("giemsa", "Giemsa", (0.51, 0.82, 0.24), (0.10, 0.88, 0.46), (222, 186, 175),
+                   0.95, (0.45, 0.24), 0.95, 0.13, 0.12, 0.12, 3.0, 85),
         Laboratory("rapid", "rapid stain", (0.49, 0.84, 0.23), (0.16, 0.86, 0.49), (254, 249, 190),
-                   1.0, (0.06, 0.10), 1.02, 0.13, 0.04, 0.06, 2.0, 95),
+                   1.0, (0.06, 0.10), 1.02, 0.11, 0.04, 0.06, 2.0, 95),
     )
 }  # fmt: skip
 """The four named laboratories, in the order in which ``SmearSpec(domains=n)`` takes them."""
@@ -54,13 +54,15 @@ _MEAN_BACKGROUND = np.mean([lab.background for lab in LABORATORIES.values()], ax
 
 
 def laboratory(name: str) -> Laboratory:
-    """The laboratory called ``name``; ``"giemsa#2"`` is another one with that stain, its optics and tints drawn from the name.
+    """The laboratory called ``name``; ``"giemsa#2"`` is another with that stain, its optics drawn from the name.
 
     Raises UsageError for a stain that is not known.
     """
     base, _, variant = name.partition("#")
     if base not in LABORATORIES:
-        raise UsageError(f"unknown laboratory {name!r}; expected one of {', '.join(LABORATORIES)}, or one of them with '#2', '#3' ...")
+        raise UsageError(
+            f"unknown laboratory {name!r}; expected one of {', '.join(LABORATORIES)}, or one with '#2', '#3' ..."
+        )
     lab = LABORATORIES[base]
     if not variant:
         return lab
@@ -75,7 +77,7 @@ def laboratory(name: str) -> Laboratory:
 
 
 def stain_matrix(lab: Laboratory, shift: float, jitter: np.ndarray) -> np.ndarray:
-    """(3, 2) matrix with unit columns (azure, eosin). ``shift`` 0: the same for all laboratories, 1: the laboratory's own, above 1: exaggerated.
+    """(3, 2), unit columns (azure, eosin). ``shift`` 0: the laboratories' mean, 1: the own, above: exaggerated.
 
     ``jitter`` (3, 2) multiplies the entries: the difference between patients of one laboratory.
     """
@@ -86,12 +88,12 @@ def stain_matrix(lab: Laboratory, shift: float, jitter: np.ndarray) -> np.ndarra
 
 
 def background(lab: Laboratory, shift: float) -> np.ndarray:
-    """(3,) light that passes an empty slide, 0-255, moved between the laboratories' mean and the laboratory's own by ``shift``."""
+    """(3,) light that passes an empty slide, 0-255, between the laboratories' mean and the laboratory's own."""
     return np.clip(_MEAN_BACKGROUND + shift * (np.asarray(lab.background) - _MEAN_BACKGROUND), 60, 255)
 
 
 def transmit(densities: np.ndarray, matrix: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Beer-Lambert: intensity = light * exp(-matrix @ densities). (2, H, W), (3, 2), (3,) or (3, H, W) -> (3, H, W) in 0-255."""
+    """Beer-Lambert: light * exp(-matrix @ densities). (2, H, W), (3, 2), (3,) or (3, H, W) -> (3, H, W) in 0-255."""
     height, width = densities.shape[1:]
     optical_density = (matrix @ densities.reshape(2, -1)).reshape(3, height, width)
     light = np.asarray(light, np.float32)

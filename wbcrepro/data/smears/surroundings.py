@@ -1,4 +1,4 @@
-"""What lies around the white cell: red cells, platelets, stain deposit. Densities of (azure, eosin), (2, size, size) float32."""
+"""What lies around the white cell: red cells, platelets, stain deposit, each drawn on a canvas of its own."""
 
 import numpy as np
 
@@ -8,10 +8,14 @@ _RED_RADIUS = 3.6  # µm
 _OVERLAP = 0.88  # red cells may lie a little over each other
 
 
-def _places(rng: np.random.Generator, number: int, half: float, radius: float, hole: tuple[float, float, float]) -> np.ndarray:
+def _places(
+    rng: np.random.Generator, number: int, half: float, radius: float, hole: tuple[float, float, float]
+) -> np.ndarray:
     """Up to ``number`` centres (y, x) in µm at least most of a diameter apart and outside ``hole`` (y, x, radius)."""
     tries = rng.uniform(-half, half, (4 * number + 8, 2))
-    free = np.hypot(tries[:, 0] - hole[0], tries[:, 1] - hole[1]) > hole[2] + radius * rng.uniform(0.75, 1.1, len(tries))
+    free = np.hypot(tries[:, 0] - hole[0], tries[:, 1] - hole[1]) > hole[2] + radius * rng.uniform(
+        0.75, 1.1, len(tries)
+    )
     tries = tries[free]
     kept = np.empty((0, 2))
     for point in tries:
@@ -22,7 +26,17 @@ def _places(rng: np.random.Generator, number: int, half: float, radius: float, h
     return kept
 
 
-def red_cells(rng: np.random.Generator, size: int, pixel: float, *, number: int, scale: float, pallor: float, crenated: float, hole) -> np.ndarray:
+def red_cells(
+    rng: np.random.Generator,
+    size: int,
+    pixel: float,
+    *,
+    number: int,
+    scale: float,
+    pallor: float,
+    crenated: float,
+    hole,
+) -> np.ndarray:
     """Thickness (size, size) of the red cells, about 1 in a cell's ring: biconcave discs, some of them crenated."""
     canvas = np.zeros((size, size), np.float32)
     radius = _RED_RADIUS * scale
@@ -40,9 +54,13 @@ def red_cells(rng: np.random.Generator, size: int, pixel: float, *, number: int,
         index = ((np.arctan2(dy, dx) + np.float32(np.pi)) * np.float32(512 / (2 * np.pi))).astype(np.int32) & 511
         edge = profile.astype(np.float32)[index] * np.float32(own)
         r = distance / edge
-        centre = np.float32(pallor * rng.uniform(0.5, 1.3)) * np.exp(-np.square(r / np.float32(rng.uniform(0.34, 0.5))) ** 1.5)
+        centre = np.float32(pallor * rng.uniform(0.5, 1.3)) * np.exp(
+            -(np.square(r / np.float32(rng.uniform(0.34, 0.5))) ** 1.5)
+        )
         rim = 0.16 * np.exp(-np.square((r - 0.82) / 0.14))
-        canvas[frame.at] += soft(edge - distance, max(pixel, 0.3)) * (0.92 + rim - centre) * np.float32(rng.normal(1, 0.05))
+        canvas[frame.at] += (
+            soft(edge - distance, max(pixel, 0.3)) * (0.92 + rim - centre) * np.float32(rng.normal(1, 0.05))
+        )
     return canvas
 
 
