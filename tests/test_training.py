@@ -297,6 +297,24 @@ def test_every_loss_goes_through_the_loop(tmp_path, loss):
     assert np.isfinite(result.history[0]["loss"])
 
 
+def test_compiled_backbone(tmp_path, monkeypatch):
+    """The switch compiles the backbone in place, so that names in the weights stay; eager backend: same bits."""
+    real, compiled = torch.nn.Module.compile, []
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda self: (compiled.append(self), real(self, backend="eager")))
+    cfg = replace(FAST, epochs=1)
+    run(tmp_path / "plain", cfg)
+    model, _ = run(tmp_path / "compiled", replace(cfg, compile=True))
+    assert compiled == [model.backbone]
+    assert weights(tmp_path / "plain") == weights(tmp_path / "compiled")
+
+
+def test_progress_bar_counts_steps(tmp_path, capsys):
+    images, labels = dataset()
+    fit(network(), images, labels, TRAIN, VAL, FAST, classes=CLASSES, folder=tmp_path, progress=True)
+    assert "12/12" in capsys.readouterr().err  # 60 images in batches of 16, 3 epochs
+
+
 def test_divergence_is_an_error_with_advice(tmp_path):
     model = network()
     with torch.no_grad():
@@ -335,6 +353,8 @@ def test_augmented_passes_differ_and_can_be_had_again():
     again = embed(model, images, np.arange(20), augment="randaugment", passes=3, seed=1, batch_size=20)
     np.testing.assert_array_equal(first, again)
     assert np.abs(first[:, 0] - first[:, 1]).max() > 0.01
+    half = embed(model, images, np.arange(20), augment="randaugment", passes=3, seed=1, dtype=np.float16)
+    np.testing.assert_array_equal(half, first.astype(np.float16))
     part = embed(model, images, np.arange(10, 20), augment="randaugment", passes=3, seed=1)
     np.testing.assert_allclose(part, first[10:], rtol=1e-4, atol=1e-5)
 

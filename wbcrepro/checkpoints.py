@@ -39,6 +39,7 @@ def run_identity(settings: dict, *arrays: np.ndarray) -> str:
 
 
 def save_checkpoint(folder: Path, parts: dict, identity: str, history: list[dict], device: torch.device) -> None:
+    """Write a checkpoint of everything that the next epoch depends on, keep the one before, and write log.jsonl."""
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"identity": identity, "history": history, "rng": torch.get_rng_state()}
     if device.type == "cuda":

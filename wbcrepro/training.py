@@ -101,11 +101,13 @@ def fit(model: Classifier, images: np.ndarray, labels: np.ndarray, train_idx: np
         history = resume(folder, parts, identity, device)
         best = max(history, key=lambda line: line[cfg.monitor], default=None)  # the first of equals
         pixels = Pixels(images, np.concatenate([train_idx, val_idx]), device)
-        bar = tqdm(total=cfg.epochs, initial=len(history), desc="train", unit="epoch", disable=not progress)
+        steps = len(batches(train_idx, cfg))
+        bar = tqdm(total=cfg.epochs * steps, initial=len(history) * steps, desc="train", unit="step",
+                   disable=not progress)
         while len(history) < cfg.epochs and not _stopped(history, best, cfg):
             epoch, start = len(history), time.perf_counter()
             line = {"epoch": epoch, "lr": schedule.get_last_lr()[0]}
-            line |= _train_epoch(model, pixels, labels, train_idx, sampler, cfg, loss, optimiser, scaler, epoch)
+            line |= _train_epoch(model, pixels, labels, train_idx, sampler, cfg, loss, optimiser, scaler, epoch, bar)
             schedule.step()
             line |= _validate(model, pixels, labels, val_idx, cfg, classes)
             history.append(line | {"seconds": round(time.perf_counter() - start, 3)})
@@ -113,8 +115,7 @@ def fit(model: Classifier, images: np.ndarray, labels: np.ndarray, train_idx: np
                 best = history[-1]
                 save_weights(model, folder / "best.safetensors")
             save_checkpoint(folder, parts, identity, history, device)
-            bar.update()
-            bar.set_postfix(loss=f"{line['loss']:.3f}", **{cfg.monitor: f"{line[cfg.monitor]:.3f}"})
+            bar.set_postfix(epoch=epoch, loss=f"{line['loss']:.3f}", **{cfg.monitor: f"{line[cfg.monitor]:.3f}"})
         bar.close()
     save_weights(model, folder / "last.safetensors")
     return TrainResult(best["epoch"], len(history), history, folder / "best.safetensors", folder / "last.safetensors")
@@ -140,7 +141,8 @@ def batches(order: np.ndarray, cfg: TrainConfig) -> list[np.ndarray]:
     return cut
 
 
-def _train_epoch(model, pixels, labels, train_idx, sampler, cfg, loss, optimiser, scaler, epoch: int) -> dict:
+def _train_epoch(model, pixels, labels, train_idx, sampler, cfg, loss, optimiser, scaler, epoch: int,
+                 bar: tqdm) -> dict:
     """One pass; returns the mean loss and images per second. Reads nothing back from the device before its end."""
     model.train()
     if cfg.freeze_backbone and cfg.backbone_mode == "eval":
@@ -172,6 +174,7 @@ def _train_epoch(model, pixels, labels, train_idx, sampler, cfg, loss, optimiser
         scaler.update()
         optimiser.zero_grad(set_to_none=True)
         seen += len(batch)
+        bar.update()
     mean = float(total) / seen
     if not math.isfinite(mean):
         raise WbcreproError(f"The training loss of epoch {epoch} is {mean}. Next step: a lower learning rate (lr is "
@@ -226,29 +229,34 @@ def _embed(model: Classifier, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def predict(model: Classifier, images: np.ndarray, idx: np.ndarray, *, views: Sequence[str] = ("identity",),
-            device: str | torch.device = "cpu", batch_size: int = 128, amp: bool = True) -> np.ndarray:
+            device: str | torch.device = "cpu", batch_size: int = 128, amp: bool = True,
+            progress: bool = False) -> np.ndarray:
     """Probabilities float32 (N,V,C) of rows ``idx`` in the named views (``inference.tta.DIHEDRAL``), in eval mode."""
     pixels = Pixels(images, np.asarray(idx), torch.device(device))
-    return _run(model.to(device), pixels, idx, views, _softmax, batch_size=batch_size, amp=amp)
+    return _run(model.to(device), pixels, idx, views, _softmax, batch_size=batch_size, amp=amp, progress=progress)
 
 
 def embed(model: Classifier, images: np.ndarray, idx: np.ndarray, *, views: Sequence[str] = ("identity",),
           augment: str = "none", passes: int = 1, seed: int = 0, device: str | torch.device = "cpu",
-          batch_size: int = 128, amp: bool = True) -> np.ndarray:
-    """Features float32 (N,V,D) of rows ``idx`` in eval mode: in the named views, or in ``passes`` augmentations."""
+          batch_size: int = 128, amp: bool = True, progress: bool = False, dtype: type = np.float32) -> np.ndarray:
+    """Features (N,V,D) of rows ``idx`` in eval mode, in the named views or in ``passes`` augmented versions.
+
+    ``dtype=np.float16`` halves the memory of the result; every feature is computed in float32 (on CUDA: by AMP).
+    """
     pixels, steps = Pixels(images, np.asarray(idx), torch.device(device)), list(views)
     if augment != "none":
         steps = [(augment, derive_seed(seed, "passes"), number) for number in range(passes)]
-    return _run(model.to(device), pixels, idx, steps, _embed, batch_size=batch_size, amp=amp)
+    return _run(model.to(device), pixels, idx, steps, _embed, batch_size=batch_size, amp=amp, progress=progress,
+                dtype=dtype)
 
 
 @torch.no_grad()
 def _run(model: Classifier, pixels: Pixels, idx: np.ndarray, steps: Sequence, function, *, batch_size: int = 128,
-         amp: bool = True) -> np.ndarray:
+         amp: bool = True, progress: bool = False, dtype: type = np.float32) -> np.ndarray:
     """``function`` of every image in every step; a step is the name of a view, or (augmentation, seed, epoch)."""
     model.eval()
     idx, out = np.asarray(idx), []
-    for start in range(0, len(idx), batch_size):
+    for start in tqdm(range(0, len(idx), batch_size), desc="infer", unit="batch", disable=not progress):
         rows = idx[start : start + batch_size]
         images, columns = pixels[rows], []
         for step in steps:
@@ -259,5 +267,5 @@ def _run(model: Classifier, pixels: Pixels, idx: np.ndarray, steps: Sequence, fu
             inputs = model.normalise(inputs).contiguous(memory_format=torch.channels_last)
             with autocast(pixels.device, amp):
                 columns.append(function(model, inputs))
-        out.append(torch.stack(columns, 1).cpu().numpy())
+        out.append(torch.stack(columns, 1).cpu().numpy().astype(dtype, copy=False))
     return np.concatenate(out)
