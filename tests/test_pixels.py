@@ -191,6 +191,17 @@ def test_a_truncated_array_is_noticed(tmp_path):
         PixelCache.open(tmp_path)
 
 
+def test_an_error_for_the_user_comes_out_of_a_worker_as_it_is(tmp_path):
+    def damaged(row):
+        if row == CHUNK:
+            raise DataMissing("image 7.jpg: expected a JPEG, got a text file")
+        return read(row)
+
+    with pytest.raises(DataMissing) as caught:
+        build_pixels(damaged, COUNT, PLAIN, tmp_path, progress=False, workers=2)
+    assert str(caught.value) == "image 7.jpg: expected a JPEG, got a text file"
+
+
 def test_wrong_requests(tmp_path):
     with pytest.raises(UsageError, match="Cannot crop 50 px"):
         Preprocessing("none", 40, 50)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from wbcrepro.errors import DataMissing, UsageError
+from wbcrepro.errors import DataMissing, UsageError, WbcreproError
 
 CHUNK = 32
 STAINS = ("none", "macenko", "romanowsky")
@@ -84,14 +84,20 @@ class _Chunks(Dataset):
         self.read, self.count, self.preprocessing = read, count, preprocessing
         self.normalise, self.path = normalise, path
 
-    def __getitem__(self, chunk: int) -> tuple[int, list[str]]:
+    def __getitem__(self, chunk: int) -> tuple[int, list[str] | WbcreproError]:
+        try:
+            return chunk, self._write(chunk)
+        except WbcreproError as error:  # as a value: raised in a worker it would arrive wrapped in a traceback
+            return chunk, error
+
+    def _write(self, chunk: int) -> list[str]:
         rows = range(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count))
         images, status = self._normalised([_checked(self.read(row), row) for row in rows])
         target = np.load(self.path, mmap_mode="r+")
         for row, image in zip(rows, images, strict=True):
             target[row] = prepare(image, self.preprocessing.resize, self.preprocessing.crop)
         target.flush()
-        return chunk, status
+        return status
 
     def _normalised(self, images: list[np.ndarray]) -> tuple[list[np.ndarray], list[str]]:
         """Stain-normalise runs of equal size together."""
@@ -146,6 +152,8 @@ def build_pixels(read: Callable[[int], np.ndarray], count: int, preprocessing: P
     bar = tqdm(total=count, initial=count - _images(todo, count), desc="pixels", unit="image", disable=not progress)
     with bar, open(folder / "progress.jsonl", "a") as log:
         for chunk, status in loader:
+            if isinstance(status, WbcreproError):
+                raise status
             log.write(json.dumps({"chunk": chunk, "status": status}) + "\n")
             log.flush()
             done[chunk] = status
