@@ -21,7 +21,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "schema of WBCBench 2026. Not for diagnosis.",
     )
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
-    parser.add_argument("--run", dest="runs", action="append", required=True, metavar="ID", help="head cell, repeatable")
+    parser.add_argument("--run", dest="runs", action="append", required=True, metavar="ID", help="head cell (repeat)")
     parser.add_argument("-o", "--output", type=Path, default=Path("submission.csv"), help="default: submission.csv")
     add_store_option(parser)
     add_device_option(parser)
