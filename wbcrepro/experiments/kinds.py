@@ -76,17 +76,17 @@ def run_features(context: Context) -> dict:
     images = _pixels(context).images
     model = _stored_model(context, parent, config["checkpoint"])
     train, val = _fold_rows(context, config["fold"])
-    augmented = training.embed(
-        model, images, train, augment=config["augment"], passes=config["passes"],
-        seed=parent.cell["config"]["seed"], device=context.device,
-    )  # fmt: skip
-    np.save(context.folder / "train.npy", augmented.astype(np.float16))
     rows = {"val": val} | {name: found for name, found in _sets(context).items() if name in TEST_SETS}
+    common = {"device": context.device, "dtype": np.float16, "progress": context.progress}
+    seed = parent.cell["config"]["seed"]
+    augmented = training.embed(
+        model, images, train, augment=config["augment"], passes=config["passes"], seed=seed, **common
+    )
+    np.save(context.folder / "train.npy", augmented)
     for name, found in rows.items():
-        views = training.embed(model, images, found, views=DIHEDRAL, device=context.device)
-        np.save(context.folder / f"{name}.npy", views.astype(np.float16))
-    plain = training.embed(model, images, train, views=("identity",), device=context.device)
-    np.save(context.folder / "train_plain.npy", plain[:, 0].astype(np.float16))
+        np.save(context.folder / f"{name}.npy", training.embed(model, images, found, views=DIHEDRAL, **common))
+    plain = training.embed(model, images, train, views=("identity",), **common)
+    np.save(context.folder / "train_plain.npy", plain[:, 0])
     return {
         "dimension": int(augmented.shape[-1]),
         "passes": config["passes"],
