@@ -109,6 +109,11 @@ def _show_values(notebook: nbformat.NotebookNode) -> None:
             cell.source = line.sub(lambda m, value=value: f"{m[1]}{value}{m[2] or ''}", cell.source)
     if declared:
         notebook.cells = [cell for cell in notebook.cells if cell not in injected]
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.get("execution_count")), start=1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = number
 
 
 def clean_notebook(notebook: nbformat.NotebookNode, rules: list[tuple[str, str]]) -> nbformat.NotebookNode:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import wbcrepro
 from wbcrepro.book.layout import Layout
 
 
@@ -140,7 +141,9 @@ def status_versions(layout: Layout) -> str:
 
 def generated(layout: Layout, store: Path) -> dict[str, str]:
     """Everything that a prose page may ask for with ``% generated: NAME``."""
+    clone = f"git clone {wbcrepro.REPOSITORY}\ncd {wbcrepro.REPOSITORY.rsplit('/', 1)[-1]}\n"
     return {
+        "clone": f"```bash\n{clone}make reproduce PAPER=decoupled   # environment, experiments, notebooks, book\n```",
         "datasets-table": datasets_table(),
         "datasets-notes": datasets_notes(),
         "status-pages": status_pages(layout),

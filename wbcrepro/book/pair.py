@@ -1,4 +1,4 @@
-"""The notebooks that Colab opens: ``notebooks/*.ipynb``, made from the ``.py`` sources, always the same bytes, no outputs.
+"""The notebooks that Colab opens: ``notebooks/*.ipynb``, made from the ``.py`` sources: no outputs, the same bytes.
 
 Each starts with a cell that installs this version of the package beside the PyTorch that Colab already has
 (``--no-deps``: pip must never replace it), and those of its dependencies that are missing there.
@@ -25,7 +25,7 @@ import importlib.util
 import subprocess
 import sys
 
-if importlib.util.find_spec("google.colab") and not importlib.util.find_spec("wbcrepro"):
+if "google.colab" in sys.modules and not importlib.util.find_spec("wbcrepro"):
     needs = {needs}
     missing = [package for package, module in needs.items() if importlib.util.find_spec(module) is None]
     package = "wbcrepro @ git+{repository}@v{version}"
