@@ -8,8 +8,18 @@ import torch
 def symmetric_eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues (N,3), descending, and eigenvectors (N,3,3), in columns, of symmetric (N,3,3) matrices.
 
-    Roots by the cosine of a third of an angle (Smith, CACM 1961), vectors by cross products. Written out because
-    ``torch.linalg.eigh`` waits for the host on CUDA. Zero vectors, never NaN, where no direction is distinguished.
+    LAPACK on a CPU; elsewhere the closed form, because ``torch.linalg.eigh`` waits for the host on CUDA.
+    """
+    if matrix.device.type != "cpu":
+        return closed_form_eigenvectors(matrix)
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.flip(1), vectors.flip(2)
+
+
+def closed_form_eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by the cosine of a third of an angle (Smith, CACM 1961) and cross products.
+
+    Zero vectors, never NaN, where no direction is distinguished.
     """
     eye = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
     tiny = torch.finfo(matrix.dtype).tiny

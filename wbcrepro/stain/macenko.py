@@ -20,21 +20,24 @@ import torch
 
 from wbcrepro.stain.closed_forms import least_squares_inverse, symmetric_eigenvectors
 from wbcrepro.stain.optical_density import check_images, optical_density, quantisation_variance, stained, transmitted
-from wbcrepro.stain.percentiles import ranks, value_at
+from wbcrepro.stain.percentiles import precision, ranks, value_at
 from wbcrepro.stain.reference import StainReference, default_reference
 
 STATUSES = ("normalised", "too_few_pixels", "degenerate", "non_finite")
 NORMALISED, TOO_FEW_PIXELS, DEGENERATE, NON_FINITE = range(4)
 MIN_PIXELS = 50  # with fewer, a 1st percentile is the minimum; also the number in the released code of `decoupled`
-DTYPE = {"nearest": torch.float32, "linear": torch.float64}
-CHUNK_PIXELS = {"cpu": 2**19, "cuda": 2**24}  # a CPU is fastest while a chunk stays in its cache
+CHUNK_PIXELS = {"cpu": 2**20, "cuda": 2**24}  # a CPU is fastest while a chunk stays in its cache
 
 
 @dataclass(frozen=True)
 class StainEstimate:
-    """Estimates of N images: ``matrix`` (N,3,2), ``maxima`` (N,2), status ``codes`` (N,), stained ``pixels`` (N,)."""
+    """Of N images: ``matrix`` (N,3,2), its ``inverse`` (N,2,3), ``maxima`` (N,2), ``codes`` (N,), ``pixels`` (N,).
+
+    ``inverse`` maps OD to densities (least squares), ``codes`` index ``STATUSES``, ``pixels`` counts the stained ones.
+    """
 
     matrix: torch.Tensor
+    inverse: torch.Tensor
     maxima: torch.Tensor
     codes: torch.Tensor
     pixels: torch.Tensor
@@ -115,7 +118,7 @@ def estimate_from_od(
     codes = codes.masked_fill(one_stain | (determinant < 1e-6) | (maxima < 1e-6).any(1), DEGENERATE)
     codes = codes.masked_fill(~(matrix.isfinite().all(2).all(1) & maxima.isfinite().all(1)), NON_FINITE)
     codes = codes.masked_fill(pixels < min_pixels, TOO_FEW_PIXELS)
-    return StainEstimate(matrix, maxima, codes, pixels)
+    return StainEstimate(matrix, inverse, maxima, codes, pixels)
 
 
 def estimate_stains(
@@ -123,7 +126,7 @@ def estimate_stains(
 ) -> StainEstimate:
     """Stain matrices and maxima of uint8 images (N,3,H,W); ``subsample=s`` looks at every s-th row and column only."""
     check_images(images)
-    dtype = DTYPE[percentile]
+    dtype = precision(percentile)
     step = subsample or 1
     seen = images[:, :, ::step, ::step]
     od = optical_density(seen, io, dtype)
@@ -139,9 +142,8 @@ def recolour(images, od, estimate: StainEstimate, reference: StainReference, io:
     ok = (estimate.codes == NORMALISED)[:, None, None]
     like = {"dtype": torch.float64, "device": images.device}
     target, peak = torch.tensor(reference.matrix, **like), torch.tensor(reference.maxima, **like)
-    inverse, _ = least_squares_inverse(estimate.matrix)
     scale = peak / estimate.maxima
-    change = torch.where(ok, target @ (scale[:, :, None] * inverse), 0).to(od.dtype)
+    change = torch.where(ok, target @ (scale[:, :, None] * estimate.inverse), 0).to(od.dtype)
     out = transmitted(change, od, io).reshape(images.shape)
     chosen = (ok[..., None] * 255).to(torch.uint8)  # three bit operations: several times faster than torch.where
     return out.bitwise_xor_(images).bitwise_and_(chosen).bitwise_xor_(images)
@@ -152,6 +154,9 @@ def in_chunks(step: Callable, images: torch.Tensor, chunk: int | None) -> tuple[
     check_images(images)
     budget = CHUNK_PIXELS.get(images.device.type, CHUNK_PIXELS["cpu"])
     size = chunk or max(1, budget // max(1, images.shape[2] * images.shape[3]))
+    # glibc gives freed blocks back to the kernel, to be faulted in again at the next step, until it has seen a larger
+    # one come and go. On a CPU that is half of the time; this untouched one costs microseconds.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     out = torch.empty_like(images)
     codes = torch.empty(len(images), dtype=torch.int64, device=images.device)
     for start in range(0, len(images), size):
@@ -176,7 +181,7 @@ def macenko_codes(
     reference = reference or default_reference("macenko")
 
     def step(part):
-        od = optical_density(part, io, DTYPE[percentile])
+        od = optical_density(part, io, precision(percentile))
         if subsample and subsample > 1:
             options = {"io": io, "alpha": alpha, "beta": beta, "percentile": percentile}
             estimate = estimate_stains(part, subsample=subsample, min_pixels=min_pixels, **options)

@@ -32,8 +32,13 @@ def _exp_(values: torch.Tensor) -> torch.Tensor:  # in place; on a CPU NumPy's l
     )
 
 
-def optical_density(images: torch.Tensor, io: float = 240, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """OD of uint8 images (N, 3, H, W) as (N, 3, H*W); natural logarithm; negative where a pixel outshines ``io``."""
+def optical_density(
+    images: torch.Tensor, io: float | torch.Tensor = 240, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """OD of uint8 images (N, 3, H, W) as (N, 3, H*W); natural logarithm; negative where a pixel outshines ``io``.
+
+    ``io`` is a number, or a tensor that broadcasts over the result.
+    """
     return _log_(images.flatten(2).to(dtype).add_(1).div_(io)).neg_()
 
 

@@ -3,6 +3,15 @@
 import numpy as np
 import torch
 
+DTYPES = {"nearest": torch.float32, "linear": torch.float64}  # as torchstain's torch and NumPy backends
+
+
+def precision(percentile: str) -> torch.dtype:
+    """The dtype that goes with a kind of percentile; ``ValueError`` for an unknown kind."""
+    if percentile not in DTYPES:
+        raise ValueError(f'percentile is "nearest" or "linear", got {percentile!r}')
+    return DTYPES[percentile]
+
 
 def ranks(quantile: float, counts: torch.Tensor, percentile: str) -> torch.Tensor:
     """Rank (N,) of a quantile among ``counts`` (N,) sorted values: whole for "nearest" (halves to even), else real."""
