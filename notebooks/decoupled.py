@@ -35,7 +35,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from wbcrepro.inference.tta import CODE_WEIGHTS, DIHEDRAL, EQUAL_WEIGHTS, combine_views, view
 from wbcrepro.longtail import samplers
@@ -325,7 +325,7 @@ if members:
     )
 else:
     shown = Html(hole(command))
-shown
+display(shown)
 
 # %% [markdown]
 # ## 3.1 Implementation details
@@ -381,7 +381,8 @@ Markdown(f""":::{{admonition}} Solution
 :class: dropdown
 Expand $\\beta^n = (1-(1-\\beta))^n \\approx 1 - n(1-\\beta)$: then $1-\\beta^n \\approx n(1-\\beta)$ and
 $\\alpha \\approx 1/n$. The next term makes it larger by a factor of about $1 + n(1-\\beta)/2$. Computed with
-$\\beta = {beta}$: the weight exceeds $1/n$ by ten per cent from $n = {first:,}$ on. In a data set whose largest class is smaller than that,
+$\\beta = {beta}$: the weight exceeds $1/n$ by ten per cent from $n = {first:,}$ on. In a data set whose
+largest class is smaller than that,
 effective numbers are inverse frequencies.
 :::""")
 

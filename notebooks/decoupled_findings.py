@@ -27,6 +27,7 @@ RESULTS = "results"  # real results that came with the repository
 # %% tags=["hide-input"]
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -39,9 +40,9 @@ from wbcrepro.longtail.heads import make_head
 from wbcrepro.longtail.losses.effective_number import effective_number_weights
 from wbcrepro.metrics import wilson_interval
 from wbcrepro.report import verdicts
-from wbcrepro.report.claims import evaluate_claims, findings_frame, load_part
+from wbcrepro.report.claims import evaluate_claims, load_part
 from wbcrepro.report.figures import effects_figure, use_style
-from wbcrepro.report.page import Html, banner, frame_html, source
+from wbcrepro.report.page import banner, claims_html, frame_html, source
 from wbcrepro.report.predictions import from_plan
 from wbcrepro.report.results import list_results, open_results
 from wbcrepro.session import open_session
@@ -116,7 +117,8 @@ Markdown(
     f"The text's factor is {text_factor:.2f} for all. In the code it is {factor[np.argmax(counts)]:.1e} "
     f"for {commonest} and {factor[np.argmin(counts)]:.3f} for {rarest}. **D10:** under a sampler that draws "
     f"all classes equally often, {rarest} alone has {100 * share.max():.1f} % of the loss's weight, and its "
-    f"{train[np.argmin(counts)]:.0f} or so training images are drawn about {train.sum() / len(classes) / train.min():.0f} times each in an epoch."
+    f"{train[np.argmin(counts)]:.0f} or so training images are drawn about "
+    f"{train.sum() / len(classes) / train.min():.0f} times each in an epoch."
 )
 
 # %% [markdown]
@@ -193,23 +195,8 @@ Markdown(
 # *Here* is the data set in the caption. No claim about WBCBench is confirmed or refuted by another data set.
 
 # %% tags=["hide-input"]
-
-
-def claims_table(found, prefix=""):
-    findings = evaluate_claims(found)
-    frame = findings_frame(found, findings)
-    frame["verdict"] = [Html(f"<b>{v}</b>") if v != verdicts.CLAIMS["not testable"] else v for v in frame["verdict"]]
-    cells = [m.id for m in found.members if m.done]
-    return findings, frame_html(
-        frame, f"{prefix}claims.csv",
-        caption=f"Claims on {found.benchmark}, profile {found.profile}, preset paper "
-        "(effects in points unless the unit says otherwise)",
-        synthetic=found.caption if found.synthetic else "", command=found.make_command(), cells=cells,
-    )  # fmt: skip
-
-
-findings, shown = claims_table(ours)
-shown
+findings = evaluate_claims(ours)
+claims_html(ours, findings, "claims.csv")
 
 # %% [markdown]
 # ### On real images
@@ -217,8 +204,8 @@ shown
 # %% tags=["hide-input"]
 real_findings = {}
 for found in real:
-    real_findings[found.benchmark], shown = claims_table(found, f"{found.benchmark}-{found.profile}-")
-    display(shown)
+    real_findings[found.benchmark] = evaluate_claims(found)
+    display(claims_html(found, real_findings[found.benchmark], f"{found.benchmark}-{found.profile}-claims.csv"))
 if not real:
     display(Markdown("*No results on real images have been committed yet.*"))
 
@@ -227,10 +214,8 @@ if not real:
 #
 # The claims that are differences of table rows, side by side with the paper's own effect (as text).
 
+
 # %% tags=["hide-input"]
-import matplotlib.pyplot as plt
-
-
 def forest(found, evaluated):
     points = [f for f in evaluated if f.unit == "points" and f.effect is not None]
     if not points:
@@ -239,12 +224,13 @@ def forest(found, evaluated):
         {"step": [f"{f.claim} {f.item}" + (f"  (paper {f.paper:+.1f})" if f.paper is not None else "") for f in points],
          "change": [f.effect for f in points], "low": [f.low for f in points], "high": [f.high for f in points]}
     )  # fmt: skip
+    display(banner(found.synthetic, found.caption))
     effects_figure(frame, title=f"claims on {found.benchmark}")
     plt.show()
     return source([m.id for m in found.members if m.done], found.make_command())
 
 
-display(banner(ours.synthetic, ours.caption), forest(ours, findings))
+forest(ours, findings)
 
 # %% tags=["hide-input"]
 for found in real:

@@ -35,9 +35,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
+from wbcrepro.metrics import wilson_interval
 from wbcrepro.report.ablations import effects_frame, factorial_frame, methods_frame, presets_frame
 from wbcrepro.report.evaluate import Evaluator, Spec, scored
 from wbcrepro.report.figures import confusion_figure, effects_figure, recall_figure, reliability_figure, use_style
@@ -131,10 +133,6 @@ each_real(lambda found, prefix: show_table(found, "test_degraded", prefix=prefix
 # Numbers so small deserve their intervals:
 
 # %% tags=["hide-input"]
-import pandas as pd
-
-from wbcrepro.metrics import wilson_interval
-
 facts = ours.paper["tables"]["figure_2"]["reported"]
 lines = []
 for name, (hit, size) in facts.items():
@@ -156,6 +154,7 @@ def figure_2(found, prefix):
     if not decided:
         return Html(hole(found.make_command()))
     fold = next(iter(decided))
+    display(banner(found.synthetic, found.caption))
     confusion_figure(*decided[fold], found.classes, f"{label}, fold {fold}, {found.benchmark}")
     plt.show()
     cells = [m.id for m in found.find(preset="paper", method="decoupled", fold=fold) if m.done]
@@ -163,7 +162,7 @@ def figure_2(found, prefix):
     return source(cells, found.make_command(), words=note)
 
 
-display(banner(ours.synthetic, SYNTHETIC), figure_2(ours, ""))
+figure_2(ours, "")
 
 # %% tags=["hide-input"]
 each_real(figure_2)
@@ -185,12 +184,13 @@ def recalls(found, prefix):
     if not rows:
         return Html(hole(found.make_command()))
     counts = next((np.array(m.train_counts) for m in found.members if m.train_counts), None)
+    display(banner(found.synthetic, found.caption))
     recall_figure(rows, found.classes, counts)
     plt.show()
     return source([m.id for m in found.members if m.done], found.make_command(), words=found.benchmark)
 
 
-display(banner(ours.synthetic, SYNTHETIC), recalls(ours, ""))
+recalls(ours, "")
 
 # %% tags=["hide-input"]
 each_real(recalls)
@@ -209,6 +209,7 @@ def effects(found, prefix, metric="MF1"):
     frame = effects_frame(evaluators[id(found), "test"], METRICS[metric])
     if not len(frame):
         return Html(hole(found.make_command()))
+    display(banner(found.synthetic, found.caption))
     effects_figure(frame, title=f"{metric}: one step at a time, {found.benchmark}")
     plt.show()
     caption = (
@@ -219,7 +220,8 @@ def effects(found, prefix, metric="MF1"):
     return show_frame(frame, f"{prefix}effects-{metric}.csv", caption, found)
 
 
-display(effects(ours, ""), effects(ours, "", "BAcc"))
+display(effects(ours, ""))
+display(effects(ours, "", "BAcc"))
 
 # %% tags=["hide-input"]
 each_real(effects)
@@ -300,6 +302,14 @@ show_table(ours, preset="code")
 each_real(lambda found, prefix: show_table(found, preset="code", prefix=prefix))
 
 # %% [markdown]
+# The released code reports the very images that stopped its training. The same rows, scored like that, on the
+# validation fold:
+
+# %% tags=["hide-input"]
+evaluators[id(ours), "val"] = Evaluator(ours, "val")
+show_table(ours, "val", preset="code")
+
+# %% [markdown]
 # ## Calibration
 #
 # The text explains Swin's low precision by "different calibration behavior across architectures". Calibration can be
@@ -323,6 +333,7 @@ def reliability(found, prefix):
             models[name] = (np.concatenate([p.labels for p in parts]), np.concatenate([p.probabilities for p in parts]))
     if not models:
         return Html(hole(found.make_command()))
+    display(banner(found.synthetic, found.caption))
     reliability_figure(models)
     plt.show()
     return source(
@@ -330,7 +341,7 @@ def reliability(found, prefix):
     )
 
 
-display(banner(ours.synthetic, SYNTHETIC), reliability(ours, ""))
+reliability(ours, "")
 
 # %% tags=["hide-input"]
 each_real(reliability)

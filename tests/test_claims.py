@@ -8,6 +8,7 @@ from wbcrepro.papers import load_paper
 from wbcrepro.report import verdicts
 from wbcrepro.report.claims import KINDS, evaluate_claims, findings_frame, load_part, majority_classes
 from wbcrepro.report.evaluate import Estimate
+from wbcrepro.report.page import claims_html
 from wbcrepro.report.predictions import from_plan
 
 
@@ -41,6 +42,13 @@ def test_the_papers_effect_is_computed_from_its_table(tmp_path):
     assert swin.paper == pytest.approx(66.0 - 71.2) and "says the opposite" in swin.note
     assert of(found, "C4")["Ens. (all) against the best other row"].paper == pytest.approx(74.2 - 72.4)
     assert of(found, "C5")["Ens. (R50+R152)"].paper == pytest.approx(72.4 - (70.4 + 70.6) / 2)
+
+
+def test_the_page_shows_every_finding_with_its_verdict(tmp_path):
+    predictions, found = findings(tmp_path)
+    html = claims_html(predictions, found, "claims.csv")
+    assert html.count('class="wbc-verdict"') == len(found) and "cannot be tested here" in html
+    assert html.count('colspan="5"') == len(load_part("decoupled", "claims")) and "+8.8" in html
 
 
 def test_classes_that_the_data_lack_cannot_be_tested_and_the_rarest_stand_in(tmp_path):

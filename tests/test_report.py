@@ -154,6 +154,7 @@ def test_forms_of_a_table_agree(filled, tmp_path, monkeypatch):
     assert '<b class="wbc-best">74.2 ± 1.0</b>' in html, "the paper's own best is marked as printed there"
     assert '<u class="wbc-second">72.4 ± 2.6</u>' in html
     assert (tmp_path / "table_1-test-paper.csv").read_text() == table.to_csv()
+    assert html.count("<table>") == 2 and html.count('class="wbc-code"') == 20, "the log has MF1 and BAcc only"
     assert "reproduced" not in html.lower().replace("reproduce ", "")
 
 

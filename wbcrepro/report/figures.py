@@ -8,6 +8,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from wbcrepro.metrics import confusion, wilson_interval
 
@@ -90,7 +91,15 @@ def recall_figure(
     return figure
 
 
-def training_figure(logs: dict[str, list[dict]], curves: tuple[str, ...] = ("train_loss", "val_macro_f1")) -> Figure:
+CURVES = {
+    "loss": "training loss",
+    "val_loss": "validation loss",
+    "macro_f1": "validation macro-F1",
+    "val_macro_f1": "validation macro-F1",
+}
+
+
+def training_figure(logs: dict[str, list[dict]], curves: tuple[str, ...] = ("loss", "macro_f1")) -> Figure:
     """Curves from ``log.jsonl``, one panel a quantity, one line a run; a quantity that no log holds is left out."""
     found = [c for c in curves if any(c in row for log in logs.values() for row in log)]
     figure, axes = plt.subplots(1, max(len(found), 1), figsize=(WIDTH, 3.0), squeeze=False)
@@ -101,7 +110,8 @@ def training_figure(logs: dict[str, list[dict]], curves: tuple[str, ...] = ("tra
             if points:
                 colour = PALETTE[index % len(PALETTE)]
                 axis.plot(*zip(*points, strict=True), styles[index // len(PALETTE) % 4], color=colour, label=name)
-        axis.set(xlabel="epoch", ylabel=curve.replace("_", " "))
+        axis.set(xlabel="epoch", ylabel=CURVES.get(curve, curve.replace("_", " ")))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if found:
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(3, len(logs)))

@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from wbcrepro.report import verdicts
+from wbcrepro.report.claims import Finding, findings_frame, load_part
+from wbcrepro.report.predictions import Predictions
 from wbcrepro.report.tables import Entry, Row, Table, sentence
 
 
@@ -59,28 +61,70 @@ def hole(command: str) -> str:
 
 
 def table_html(table: Table, name: str | None = None) -> Html:
-    """A table in three groups of columns: paper, released code, ours with verdicts. Best bold, second underlined."""
+    """A table in three groups of columns: paper, released code, ours with verdicts. Best bold, second underlined.
+
+    Metrics are shown two at a time, so that the groups fit a page side by side; the CSV below holds all of them.
+    """
     name = name or f"{table.name}-{table.on}-{table.preset}.csv"
-    logged = [m for m in table.metrics if any(r.entries[m].code_log is not None for r in table.rows)]
-    head = (
-        f'<tr><th rowspan="2">Method</th><th class="wbc-group" colspan="{len(table.metrics)}">Paper</th>'
-        + (f'<th class="wbc-group" colspan="{len(logged)}">Released code’s log</th>' if logged else "")
-        + f'<th class="wbc-group" colspan="{len(table.metrics)}">Ours: {escape(table.predictions.benchmark)}</th>'
-        + "</tr><tr>"
-        + "".join(f"<th>{m}</th>" for m in [*table.metrics, *logged, *table.metrics])
-        + "</tr>"
-    )
-    ranks, best = table.ranks(), _paper_ranks(table)
-    body = "".join(_row_html(row, table, logged, ranks, best) for row in table.rows)
+    metrics = list(table.metrics)
+    halves = "".join(_half_html(table, metrics[i : i + 2]) for i in range(0, len(metrics), 2))
     cells = [i for row in table.rows for i in row.cells]
     commands = sorted({row.command for row in table.rows if row.command})
     holes = "".join(f'<p class="wbc-source">Holes are filled by: <code>{escape(c)}</code></p>' for c in commands)
     links = [download(name, table.to_csv(), "CSV")]
     return Html(
-        f"{banner(table.predictions.synthetic, table.predictions.caption)}"
-        f'<div class="wbc-table"><table><caption>{escape(table.caption())}</caption>'
-        f"<thead>{head}</thead><tbody>{body}</tbody></table></div>"
+        f"{banner(table.predictions.synthetic, table.predictions.caption)}<p>{escape(table.caption())}</p>{halves}"
         f"{source(cells, table.predictions.make_command(), links, provenance_words(table))}{holes}"
+    )
+
+
+def _half_html(table: Table, metrics: list[str]) -> str:
+    logged = [m for m in metrics if any(r.entries[m].code_log is not None for r in table.rows)]
+    groups = {"Paper": metrics, "Released code’s log": logged, f"Ours: {table.predictions.benchmark}": metrics}
+    groups = {words: columns for words, columns in groups.items() if columns}
+    top = "".join(f'<th class="wbc-group" colspan="{len(c)}">{escape(words)}</th>' for words, c in groups.items())
+    names = "".join(f"<th>{metric}</th>" for columns in groups.values() for metric in columns)
+    ranks, best = table.ranks(), _paper_ranks(table)
+    body = "".join(_row_html(row, table, metrics, logged, ranks, best) for row in table.rows)
+    head = f'<tr><th rowspan="2">Method</th>{top}</tr><tr>{names}</tr>'
+    return f'<div class="wbc-table"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def claims_html(predictions: Predictions, findings: list[Finding], name: str) -> Html:
+    """Claims with the paper's effect, ours with its interval, and the verdict; all columns are in the CSV."""
+    claims = {c["id"]: c for c in load_part(predictions.paper["name"], "claims")}
+    body, last = "", ""
+    for f in findings:
+        claim = claims[f.claim]
+        if f.claim != last:
+            words = (
+                f"{f.claim}. {escape(claim['words'])} <small>“{escape(claim['passage'])}” ({claim['section']})</small>"
+            )
+            body += f'<tr><th colspan="5">{words}</th></tr>'
+        last = f.claim
+        unit = {"percent": " %", "ratio": " (ratio)"}.get(f.unit, "")
+        digits = 2 if f.unit == "ratio" else 1
+        sign = "" if f.unit == "percent" else "+"
+        paper = "–" if f.paper is None else f"{f.paper:{sign}.{digits}f}{unit}"
+        ours = '<span class="wbc-hole">–</span>'
+        if f.effect is not None:
+            ours = f"{f.effect:{sign}.{digits}f}{unit}<br><small>[{f.low:.{digits}f}, {f.high:.{digits}f}]</small>"
+        body += (
+            f'<tr><td>{escape(f.item)}</td><td class="wbc-paper">{paper}</td><td class="wbc-ours">{ours}</td>'
+            f'<td class="wbc-verdict">{verdicts.CLAIMS[f.verdict]}</td><td><small>{escape(f.note)}</small></td></tr>'
+        )
+    csv = findings_frame(predictions, findings).to_csv(index=False, float_format="%.2f", lineterminator="\n")
+    head = "<tr><th>claim, item</th><th>paper</th><th>ours [95 %]</th><th>verdict</th><th>note</th></tr>"
+    caption = (
+            passage = f"“{escape(claim['passage'])}” ({claim['section']})"
+            words = f"{f.claim}. {escape(claim['words'])} <small>{passage}</small>"
+        "Effects are differences in points unless a unit is given."
+    )
+    cells = [m.id for m in predictions.members if m.done]
+    return Html(
+        f"{banner(predictions.synthetic, predictions.caption)}<p>{escape(caption)}</p>"
+        f'<div class="wbc-table"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+        f"{source(cells, predictions.make_command(), [download(name, csv, 'CSV')])}"
     )
 
 
@@ -106,9 +150,9 @@ def _marked(text: str, rank: str | None) -> str:
     )
 
 
-def _row_html(row: Row, table: Table, logged: list[str], ranks: dict, paper_ranks: dict) -> str:
+def _row_html(row: Row, table: Table, metrics: list[str], logged: list[str], ranks: dict, paper_ranks: dict) -> str:
     cells = [f'<th scope="row">{escape(row.label)}</th>']
-    for metric in table.metrics:
+    for metric in metrics:
         paper = row.entries[metric].paper
         text = (
             "–" if paper is None else _marked(f"{paper[0]:.1f} ± {paper[1]:.1f}", paper_ranks.get((row.label, metric)))
@@ -117,7 +161,7 @@ def _row_html(row: Row, table: Table, logged: list[str], ranks: dict, paper_rank
     for metric in logged:
         value = row.entries[metric].code_log
         cells.append(f'<td class="wbc-code">{"–" if value is None else f"{value:.2f}"}</td>')
-    for metric in table.metrics:
+    for metric in metrics:
         cells.append(
             f'<td class="wbc-ours">{_ours_html(row.entries[metric], row, table, ranks.get((row.label, metric)))}</td>'
         )
@@ -158,11 +202,11 @@ def frame_html(
         "<tr>" + "".join(f"<td>{_cell(v, decimals)}</td>" for v in line) + "</tr>"
         for line in frame.itertuples(index=False)
     )
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    title = f"<p>{escape(caption)}</p>" if caption else ""
     csv = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
     return Html(
         f"{banner(bool(synthetic), synthetic)}"
-        f'<div class="wbc-table"><table>{title}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'{title}<div class="wbc-table"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
         f"{source(cells, command, [download(name, csv, 'CSV')])}"
     )
 

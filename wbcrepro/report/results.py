@@ -160,9 +160,11 @@ def open_results(folder: Path) -> Predictions:
             return None
         return Scored(items["ids"], items["labels"].astype(np.int64), found.astype(np.float64))
 
+    options = f"--profile {value['profile']} --dataset {value['benchmark']}"
+    options += "" if value["synthetic"] else " --data FOLDER_OF_THE_IMAGES"
     return Predictions(
         load_paper(value["paper"]), value["profile"], value["benchmark"], value["caption"], value["synthetic"],
-        value["data_digest"], tuple(value["classes"]), members, reader, f"--profile {value['profile']}",
+        value["data_digest"], tuple(value["classes"]), members, reader, options,
     )  # fmt: skip
 
 
