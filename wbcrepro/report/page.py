@@ -116,8 +116,8 @@ def claims_html(predictions: Predictions, findings: list[Finding], name: str) ->
     csv = findings_frame(predictions, findings).to_csv(index=False, float_format="%.2f", lineterminator="\n")
     head = "<tr><th>claim, item</th><th>paper</th><th>ours [95 %]</th><th>verdict</th><th>note</th></tr>"
     caption = (
-            passage = f"“{escape(claim['passage'])}” ({claim['section']})"
-            words = f"{f.claim}. {escape(claim['words'])} <small>{passage}</small>"
+        f"Claims on {predictions.benchmark}, profile {predictions.profile}, preset paper. "
+        f"{sentence(predictions.caption)} "
         "Effects are differences in points unless a unit is given."
     )
     cells = [m.id for m in predictions.members if m.done]
