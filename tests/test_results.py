@@ -56,6 +56,16 @@ def test_tables_from_results_are_those_of_the_store(exported):
         assert opened.networks() == predictions.networks() and opened.sets() == ("test", "test_degraded")
 
 
+def test_what_had_not_run_stays_a_hole(tmp_path):
+    plan = fake_plan()
+    lost = plan.find(preset="paper", method="decoupled", backbone="swin", fold=1)[0]
+    folder = results.export_results(from_plan(plan, fill_store(tmp_path / "store", plan, skip={lost.id})), tmp_path)
+    opened = results.open_results(folder)
+    assert opened.folds("paper") == (0, 1) and results.check_results(folder) == []
+    row = next(r for r in build_table(opened).rows if r.label == "Decoupled (Swin)")
+    assert row.missing == (lost.id,) and row.entries["MF1"].ours.folds == 1
+
+
 def test_provenance_says_where_it_came_from(exported):
     value = json.loads((exported[1] / "provenance.json").read_text())
     assert value["schema"] == 1 and value["commit"] == ["abc"] and value["hardware"] == ["a machine"]

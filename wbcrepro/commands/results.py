@@ -73,5 +73,6 @@ def run_list(arguments: argparse.Namespace) -> int:
         found = open_results(folder)
         facts = "; ".join(", ".join(found.facts(name)) for name in ("date", "hardware", "commit"))
         kind = "synthetic" if found.synthetic else "real images"
-        print(f"{folder}: {len(found.members)} cells, {kind}; {facts}")
+        done = sum(member.done for member in found.members)
+        print(f"{folder}: {done} of {len(found.members)} cells, {kind}; {facts}")
     return 0

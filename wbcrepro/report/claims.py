@@ -119,11 +119,16 @@ def _finding(claim: dict, item: str, paper: float | None, ours: Estimate | None,
 
 
 def _difference(claim: dict, case: Case) -> list[Finding]:
-    found, sign = [], claim.get("sign", 1)
+    """Row minus row in one metric; with ``against`` the change of that other metric is taken off again."""
+    found, sign, other = [], claim.get("sign", 1), claim.get("against")
     for pair in claim["pairs"]:
-        paper = case.printed(pair["left"], claim["metric"]) - case.printed(pair["right"], claim["metric"])
+        left, right = pair["left"], pair["right"]
+        paper = case.printed(left, claim["metric"]) - case.printed(right, claim["metric"])
+        ours = case.difference(left, right, claim["metric"])
+        if other:
+            paper -= case.printed(left, other) - case.printed(right, other)
+            ours = ours.minus(case.difference(left, right, other)) if ours else None
         note = "" if paper * sign > 0 else "the paper's own table says the opposite"
-        ours = case.difference(pair["left"], pair["right"], claim["metric"])
         found.append(_finding(claim, pair["item"], round(paper, 6), ours, sign=sign, note=note))
     return found
 

@@ -103,15 +103,14 @@ def _provenance(predictions: Predictions, done: list[Member], files: dict[str, s
         "classes": list(predictions.classes),
         "views": list(views),
         "bootstrap": {"n": Evaluator(predictions).n, "seed": BOOTSTRAP_SEED},
-        "folds_planned": {p: list(predictions.folds(p)) for p in dict.fromkeys(m.preset for m in predictions.members)},
-        "cells_planned": len(predictions.members),
+        "cells_done": len(done),
         "command": f"make reproduce PAPER={predictions.paper['name']} PROFILE={predictions.profile} "
         f"DATASET={predictions.benchmark} DATA=<folder of the images>",
         "commit": predictions.facts("commit"),
         "hardware": predictions.facts("hardware"),
         "date": predictions.facts("date"),
         "seconds": round(sum(float(m.facts.get("seconds") or 0) for m in done)),
-        "cells": [asdict(m) for m in done],
+        "cells": [asdict(m) for m in predictions.members],
         "files": files,
     }
 
