@@ -26,7 +26,7 @@ from wbcrepro.stain.reference import StainReference, default_reference
 STATUSES = ("normalised", "too_few_pixels", "degenerate", "non_finite")
 NORMALISED, TOO_FEW_PIXELS, DEGENERATE, NON_FINITE = range(4)
 MIN_PIXELS = 50  # with fewer, a 1st percentile is the minimum; also the number in the released code of `decoupled`
-CHUNK_PIXELS = {"cpu": 2**20, "cuda": 2**24}  # a CPU is fastest while a chunk stays in its cache
+CHUNK_PIXELS = {"cpu": 2**19, "cuda": 2**24}  # a CPU is fastest while a chunk stays in its cache
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,23 @@ def order_by_red(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.where(keep, first, second), torch.where(keep, second, first)], 2)
 
 
-def masked_covariance(od: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Covariance (N,3,3) and mean (N,3), float64, of the masked (N,P) pixels of OD (N,3,P), and their number (N,)."""
-    weights = mask[:, None].to(od.dtype)
-    pixels = mask.sum(1)
-    mean = torch.bmm(od, weights.mT) / pixels.clamp_min(1)[:, None, None]
+def weighted_covariance(od: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Covariance (N,3,3) and mean (N,3), float64, of OD (N,3,P) where ``weights`` (N,1,P) is 1, and the count (N,)."""
+    pixels = weights.sum((1, 2)).double()
+    mean = torch.bmm(od, weights.mT) / pixels.to(od.dtype).clamp_min(1)[:, None, None]
     centred = (od - mean).mul_(weights)  # centre first: nothing cancels in float32
     covariance = torch.bmm(centred, centred.mT).double() / (pixels - 1).clamp_min(1)[:, None, None]
     return covariance, mean[:, :, 0].double(), pixels
 
 
-def extreme_directions(od, mask, plane, pixels, *, alpha, percentile) -> tuple[torch.Tensor, torch.Tensor]:
+def extreme_directions(od, weights, plane, pixels, *, alpha, percentile) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit directions (N,3) at the ``alpha``-th lowest and highest percentile of the angle within ``plane`` (N,3,2)."""
     # The angle runs from the second eigenvector towards the first, as in torchstain.
     first, second = torch.bmm(plane.mT.to(od.dtype), od).unbind(1)
     angles = torch.atan2(first, second)
     k = min(od.shape[2], math.ceil(alpha / 100 * od.shape[2]) + 2)
     from_top = (pixels - 1).clamp_min(0) - ranks(0.01 * (100 - alpha), pixels, percentile)
-    excluded = mask.to(od.dtype).reciprocal_().sub_(1)  # 0 or inf; adding it is several times faster than torch.where
+    excluded = weights[:, 0].reciprocal().sub_(1)  # 0 or inf; adding it is several times faster than torch.where
     lowest = value_at(angles + excluded, ranks(0.01 * alpha, pixels, percentile), k)
     highest = -value_at(excluded - angles, from_top, k)
     return tuple(plane[:, :, 1] * a.cos() + plane[:, :, 0] * a.sin() for a in (lowest[:, None], highest[:, None]))
@@ -106,10 +105,11 @@ def estimate_from_od(
     min_pixels: int = MIN_PIXELS,
 ) -> StainEstimate:
     """Both stains of each OD (N,3,P), directions from the masked (N,P) pixels, maxima from all; float64."""
-    covariance, mean, pixels = masked_covariance(od, mask)
+    weights = mask[:, None].to(od.dtype)
+    covariance, mean, pixels = weighted_covariance(od, weights)
     values, vectors = symmetric_eigenvectors(covariance)
     plane = point_along(vectors[:, :, :2], mean)
-    matrix = order(*extreme_directions(od, mask, plane, pixels, alpha=alpha, percentile=percentile))
+    matrix = order(*extreme_directions(od, weights, plane, pixels, alpha=alpha, percentile=percentile))
     inverse, determinant = least_squares_inverse(matrix)
     maxima = maximal_densities(od, inverse, percentile)
     # One stain stored in whole grey levels still scatters across its line; less than that is no second stain.
@@ -118,7 +118,7 @@ def estimate_from_od(
     codes = codes.masked_fill(one_stain | (determinant < 1e-6) | (maxima < 1e-6).any(1), DEGENERATE)
     codes = codes.masked_fill(~(matrix.isfinite().all(2).all(1) & maxima.isfinite().all(1)), NON_FINITE)
     codes = codes.masked_fill(pixels < min_pixels, TOO_FEW_PIXELS)
-    return StainEstimate(matrix, inverse, maxima, codes, pixels)
+    return StainEstimate(matrix, inverse, maxima, codes, pixels.long())
 
 
 def estimate_stains(

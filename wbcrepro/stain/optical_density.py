@@ -6,6 +6,7 @@ The ``+ 1`` keeps black pixels finite; it is torchstain's convention and every m
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ def optical_density(
     return _log_(images.flatten(2).to(dtype).add_(1).div_(io)).neg_()
 
 
+@lru_cache
 def darkest_kept_value(io: float, beta: float, dtype: torch.dtype = torch.float32) -> int:
     """Largest grey level whose OD still reaches ``beta`` (-1 if none does).
 
