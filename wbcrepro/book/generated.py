@@ -22,7 +22,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def datasets_table() -> str:
-    """One row a dataset of the catalogue: what it is, access, licence, size, stain."""
+    """One row a dataset of the catalogue: what it is, size, access, licence."""
     from wbcrepro.data.catalog import ACCESS, datasets
 
     rows = []
@@ -32,22 +32,20 @@ def datasets_table() -> str:
         licence = f"[{licence}]({entry.licence['url']})" if "url" in entry.licence else licence
         total = entry.images.get("total")
         papers = ", ".join(f"`{paper}`" for paper in entry.papers) or "ours, for tests"
-        access = f"{entry.access}: {ACCESS[entry.access]}"
         rows.append(
             [
                 f"`{name}`",
                 title,
                 papers,
                 f"{total:,}" if total else "not known",
-                access,
+                entry.access,
                 licence,
                 entry.licence["redistribution"],
-                entry.stain,
             ]
         )
-    return _table(
-        ["name", "dataset", "used by", "images", "access", "licence", "redistribution", "stain, instrument"], rows
-    )
+    words = "; ".join(f"*{name}*: {meaning}" for name, meaning in ACCESS.items())
+    header = ["name", "dataset", "used by", "images", "access", "licence", "redistribution"]
+    return f"{_table(header, rows)}\n\nAccess: {words}."
 
 
 def datasets_notes() -> str:
@@ -59,7 +57,7 @@ def datasets_notes() -> str:
         notes = "\n".join(f"- {note}" for note in entry.notes) or "- Nothing to add."
         steps = entry.instructions("DATA").strip()
         blocks.append(
-            f"### `{name}`: {entry.title}\n\n{entry.citation}.\n\n{notes}\n\n"
+            f"### {entry.title}\n\n`{name}`. {entry.citation}. Stain and instrument: {entry.stain}.\n\n{notes}\n\n"
             f"````{{dropdown}} How to get it\n```text\n{steps}\n```\n````"
         )
     return "\n\n".join(blocks)
