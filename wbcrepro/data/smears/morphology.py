@@ -1,4 +1,4 @@
-"""What each of the 13 WBCBench classes looks like, as data. Ranges are drawn uniformly; lengths are parts of the radius.
+"""What each of the 13 WBCBench classes looks like, as data. Ranges are drawn uniformly; lengths in radii.
 
 The shapes follow the usual definitions (ICSH 2015, grading of peripheral blood cell features): a band has no filament
 and its nucleus is never narrower than a third of its width; a metamyelocyte's indentation is less than half of the

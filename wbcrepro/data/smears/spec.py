@@ -15,7 +15,7 @@ WBCBENCH_COUNTS: dict[str, int] = {
 }  # fmt: skip
 """Labelled images of WBCBench 2026 (both training phases and the evaluation set), the most frequent class first."""
 
-DRAWING = 1
+DRAWING = 2
 """Version of the drawing. Raise it whenever an image of an unchanged recipe changes: it enters every hash."""
 
 
@@ -61,6 +61,9 @@ class SmearSpec:
         if isinstance(domains, int):
             domains = [names[i % 4] + ("" if i < 4 else f"#{i // 4 + 1}") for i in range(domains)]
         object.__setattr__(self, "domains", tuple(domains))
+        named = [*self.counts, *self.confined, *(c for p in self.priors.values() for c in p)]
+        if unknown := sorted(set(named) - set(CLASSES)):
+            raise UsageError(f"smears: unknown classes {unknown}; expected some of {', '.join(CLASSES)}")
         # one canonical form, so that equal recipes have equal digests
         object.__setattr__(self, "counts", {name: int(self.counts[name]) for name in FORMS if self.counts.get(name)})
         object.__setattr__(self, "priors", {lab: dict(sorted(p.items())) for lab, p in sorted(self.priors.items())})
@@ -72,9 +75,6 @@ class SmearSpec:
             raise UsageError(f"smears: domains must be one or more different laboratories, got {self.domains!r}")
         for lab in self.domains:
             laboratory(lab)
-        named = [*self.counts, *self.confined, *(c for p in self.priors.values() for c in p)]
-        if unknown := sorted(set(named) - set(CLASSES)):
-            raise UsageError(f"smears: unknown classes {unknown}; expected some of {', '.join(CLASSES)}")
         if unknown := sorted(set(self.priors) - set(self.domains)):
             raise UsageError(f"smears: priors for {unknown}, which are not among the domains {self.domains}")
         for label in self.counts:

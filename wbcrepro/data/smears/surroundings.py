@@ -54,7 +54,7 @@ def red_cells(
         index = ((np.arctan2(dy, dx) + np.float32(np.pi)) * np.float32(512 / (2 * np.pi))).astype(np.int32) & 511
         edge = profile.astype(np.float32)[index] * np.float32(own)
         r = distance / edge
-        centre = np.float32(pallor * rng.uniform(0.5, 1.3)) * np.exp(
+        centre = np.float32(min(pallor * rng.uniform(0.5, 1.3), 0.88)) * np.exp(
             -(np.square(r / np.float32(rng.uniform(0.34, 0.5))) ** 1.5)
         )
         rim = 0.16 * np.exp(-np.square((r - 0.82) / 0.14))
