@@ -40,9 +40,9 @@ from wbcrepro.longtail.heads import make_head
 from wbcrepro.longtail.losses.effective_number import effective_number_weights
 from wbcrepro.metrics import wilson_interval
 from wbcrepro.report import verdicts
-from wbcrepro.report.claims import evaluate_claims, load_part
+from wbcrepro.report.claims import evaluate_claims
 from wbcrepro.report.figures import effects_figure, use_style
-from wbcrepro.report.page import banner, claims_html, frame_html, source
+from wbcrepro.report.page import banner, claims_html, discrepancies_html, frame_html, source
 from wbcrepro.report.predictions import from_plan
 from wbcrepro.report.results import list_results, open_results
 from wbcrepro.session import open_session
@@ -64,12 +64,7 @@ banner(ours.synthetic, ours.caption)
 # we ran it; *read*, that we read it in the source or in the stored log; *second-hand*, that others say so.
 
 # %% tags=["hide-input"]
-differences = load_part("decoupled", "discrepancies")
-frame = pd.DataFrame(
-    [{"": d["id"], "about": d["topic"], "the paper says": d["paper"], "the released code does": d["code"],
-      "known": d["known"], "here": d["here"]} for d in differences]
-)  # fmt: skip
-frame_html(frame, "discrepancies.csv", caption="Eighteen differences between text and code" if len(frame) == 18 else "")
+discrepancies_html("decoupled", "discrepancies.csv")
 
 # %% [markdown]
 # Several of them can be seen in a few lines, without any data.

@@ -8,7 +8,7 @@ from wbcrepro.papers import load_paper
 from wbcrepro.report import verdicts
 from wbcrepro.report.claims import KINDS, evaluate_claims, findings_frame, load_part, majority_classes
 from wbcrepro.report.evaluate import Estimate
-from wbcrepro.report.page import claims_html
+from wbcrepro.report.page import claims_html, discrepancies_html
 from wbcrepro.report.predictions import from_plan
 
 
@@ -105,6 +105,8 @@ def test_majority_classes_hold_the_share():
 
 
 def test_discrepancies_say_how_each_is_known():
+    html = discrepancies_html("decoupled", "discrepancies.csv")
+    assert html.count('class="wbc-code"') == len(load_part("decoupled", "discrepancies")) >= 18
     for entry in load_part("decoupled", "discrepancies"):
         assert {"id", "topic", "paper", "code", "known"} <= set(entry)
         assert entry["known"] in ("verified", "read", "second-hand")

@@ -128,6 +128,23 @@ def claims_html(predictions: Predictions, findings: list[Finding], name: str) ->
     )
 
 
+def discrepancies_html(paper: str, name: str) -> Html:
+    """Where a paper's text and its released code differ: one block each, with how we know and what is done here."""
+    entries = load_part(paper, "discrepancies")
+    body = "".join(
+        f'<tr><th colspan="3">{e["id"]}. {escape(e["topic"])} <small>({e["known"]})</small></th></tr>'
+        f'<tr><td class="wbc-paper" style="white-space: normal">{escape(e["paper"])}</td>'
+        f'<td class="wbc-code" style="white-space: normal">{escape(e["code"])}</td>'
+        f'<td class="wbc-ours" style="white-space: normal">{escape(e["here"])}</td></tr>'
+        for e in entries
+    )
+    head = "<tr><th>the paper says</th><th>the released code does</th><th>here</th></tr>"
+    columns = ["id", "topic", "paper", "code", "known", "here"]
+    csv = pd.DataFrame(entries, columns=columns).to_csv(index=False, lineterminator="\n")
+    table = f'<div class="wbc-table"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    return Html(table + source(links=[download(name, csv, "CSV")]))
+
+
 def provenance_words(table: Table) -> str:
     """Commit, hardware and date of the cells behind a table, in words; from their ``env.json``."""
     p = table.predictions
