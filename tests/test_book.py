@@ -260,6 +260,13 @@ def test_paths_and_addresses_are_rewritten_whatever_the_folder(tmp_path):
     assert clean.clean_text(text, rules) == "runs/x . ~/y DATA/a.jpg <A at 0x…> cell:1"
 
 
+def test_page_begins_with_its_title_where_the_source_begins_with_parameters():
+    parameters = nbformat.v4.new_code_cell("PROFILE = 1", metadata={"tags": ["parameters"]})
+    cells = [parameters, nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("1")]
+    cleaned = clean.clean_notebook(nbformat.v4.new_notebook(cells=cells), [])
+    assert [cell.source for cell in cleaned.cells] == ["# Title", "PROFILE = 1", "1"]
+
+
 def test_parameters_are_read_from_the_tagged_cell_only():
     source = (
         '# %%\nOTHER = 1\n\n# %% tags=["parameters", "x"]\nPROFILE = "demo"\nDATA: str | None = None\n\n# %%\nZ = 1\n'

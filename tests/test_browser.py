@@ -138,7 +138,7 @@ def test_formulas_are_set_with_the_vendored_fonts(browser, page):
     )
     assert set_ >= sources and errors == 0
     assert spoken == set_, "screen readers get no formula"
-    if page in ("notebooks/stain.html", "book/notation.html"):
+    if page == "book/notation.html":
         assert sources > 2
         height = browser.execute_script("return document.querySelector('mjx-container').getBoundingClientRect().height")
         loaded = browser.execute_script(

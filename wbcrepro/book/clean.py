@@ -116,6 +116,13 @@ def _show_values(notebook: nbformat.NotebookNode) -> None:
                 output.execution_count = number
 
 
+def _title_first(notebook: nbformat.NotebookNode) -> None:
+    """A page begins with its title: where the ``parameters`` cell comes before it in the source, it follows here."""
+    cells = notebook.cells
+    if len(cells) > 1 and "parameters" in cells[0].metadata.get("tags", []) and cells[1].cell_type == "markdown":
+        cells[0], cells[1] = cells[1], cells[0]
+
+
 def clean_notebook(notebook: nbformat.NotebookNode, rules: list[tuple[str, str]]) -> nbformat.NotebookNode:
     """The notebook in its published form: changed in place and returned."""
     notebook.metadata = nbformat.from_dict(
@@ -123,6 +130,7 @@ def clean_notebook(notebook: nbformat.NotebookNode, rules: list[tuple[str, str]]
         | {"language_info": {"name": "python"}}
     )
     _show_values(notebook)
+    _title_first(notebook)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
