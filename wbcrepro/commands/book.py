@@ -35,12 +35,15 @@ def run(arguments: argparse.Namespace) -> int:
     from wbcrepro.book.layout import Inputs, Layout
     from wbcrepro.book.pair import write_pairs
     from wbcrepro.commands._options import chosen_papers
+    from wbcrepro.errors import UsageError
 
     layout = Layout.find()
     if arguments.pair:
         changed = write_pairs(layout)
         print("\n".join(f"wrote {path.relative_to(layout.root)}" for path in changed) or "the pairs agree already")
         return 0
+    if arguments.weights:
+        raise UsageError("--weights: the chapters read the cells of the profile's own weights; leave it out here")
     chosen_papers(arguments)
     inputs = Inputs(arguments.profile, arguments.store, arguments.data, arguments.dataset, arguments.results)
     done = execute_due(jobs(layout, inputs, arguments.only), force=arguments.force, workers=arguments.workers)
