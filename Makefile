@@ -34,9 +34,8 @@ endef
 
 reproduce: env  ## run what is missing of PAPER's experiments, execute the notebooks, render the book
 	@$(WBCREPRO) reproduce $(what) --device "$(DEVICE)"
-	@$(WBCREPRO) book $(what)
 	@$(WBCREPRO) report $(what)
-	@echo "The book: $(CURDIR)/build/book/_build/html/index.html"
+	@$(WBCREPRO) book $(what)
 
 test: env  ## run the tests (STRICT=1: a skipped test fails; JOBS=2 processes; TESTS=tests/test_x.py for some)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(if $(STRICT),WBCREPRO_STRICT=1) \

@@ -121,6 +121,14 @@ def test_no_image_or_weights_of_a_run_are_committed():
     assert not [str(p.relative_to(ROOT)) for p in tracked() if p.suffix.lower() in suffixes]
 
 
+def test_the_address_of_the_repository_is_set_in_one_place():
+    from wbcrepro import REPOSITORY
+
+    generated = {".ipynb"}  # written from notebooks/*.py and the address, and compared with them by a test
+    named = [p for p in tracked() if p.suffix in TEXT - generated and REPOSITORY in p.read_text(encoding="utf-8")]
+    assert [str(p.relative_to(ROOT)) for p in named] == ["wbcrepro/__init__.py"]
+
+
 def machine_words(text: str) -> list[str]:
     """Paths and addresses of some machine in a text."""
     return MACHINE.findall(text)
