@@ -210,6 +210,7 @@ class JoinedSource:
     places: tuple[tuple[str, int], ...]
 
     def read(self, row: int) -> np.ndarray:
+        """Image of a row of the joined manifest, uint8 (H, W, 3)."""
         part, inner = self.places[row]
         return self.parts[part].read(inner)
 

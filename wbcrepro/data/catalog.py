@@ -58,6 +58,7 @@ class Dataset:
 
     @property
     def private(self) -> bool:
+        """Whether the images cannot be had by anyone outside the laboratory that owns them."""
         return self.access == "private"
 
     def instructions(self, data_root: Path | str) -> str:

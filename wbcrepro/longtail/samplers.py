@@ -99,14 +99,17 @@ def instance_balanced(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def class_balanced(labels: np.ndarray, num: int, generator: Generator) -> np.ndarray:
+    """``num`` indices with every class equally likely; see the module's docstring."""
     return ClassSampler(labels, "class_balanced").draw(num, generator)
 
 
 def square_root(labels: np.ndarray, num: int, generator: Generator) -> np.ndarray:
+    """``num`` indices with classes drawn in proportion to the root of their counts."""
     return ClassSampler(labels, "square_root").draw(num, generator)
 
 
 def log1p(labels: np.ndarray, num: int, generator: Generator) -> np.ndarray:
+    """``num`` indices with the mild weights 1 / (log(1 + n) + 1e-5)."""
     return ClassSampler(labels, "log1p").draw(num, generator)
 
 

@@ -28,10 +28,12 @@ class StainReference:
         object.__setattr__(self, "maxima", tuple(maxima.tolist()))
 
     def save(self, path: Path | str) -> None:
+        """Write the reference as JSON."""
         Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> "StainReference":
+        """Read what ``save`` wrote; ``ValueError`` for a matrix that is not 3 x 2."""
         return cls._from_dict(json.loads(Path(path).read_text()))
 
     @classmethod

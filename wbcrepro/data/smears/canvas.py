@@ -22,10 +22,12 @@ class Window:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
         return len(self.y), self.x.shape[1]
 
     @property
     def at(self) -> tuple[slice, slice]:
+        """Rows and columns of the image that the window covers."""
         return self.rows, self.columns
 
 

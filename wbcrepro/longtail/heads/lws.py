@@ -25,6 +25,7 @@ class ScaledHead(nn.Module):
         self.scales = nn.Parameter(torch.ones(classes))
 
     def train(self, mode: bool = True) -> "ScaledHead":
+        """As usual, but the frozen head below stays in eval mode."""
         super().train(mode)
         self.linear.eval()  # frozen means its buffers too, should the head below hold a BatchNorm
         return self

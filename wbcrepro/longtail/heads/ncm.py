@@ -25,6 +25,7 @@ class NearestMean(nn.Module):
             self.register_buffer(name, value)
 
     def transform(self, x: Tensor) -> Tensor:
+        """Centre and normalise embeddings (..., D) as ``kind`` says."""
         if self.kind == "un":
             return x
         return F.normalize(x - self.mean if self.kind == "cl2n" else x, dim=-1)

@@ -43,6 +43,7 @@ class LDAMLoss(nn.Module):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Tell the loss which epoch begins: from ``drw_start`` on the classes are re-weighted."""
         self.weights.copy_(torch.as_tensor(drw_weights(self.counts, epoch, self.drw_start, self.beta)))
 
     def forward(self, cosine: Tensor, targets: Tensor) -> Tensor:
