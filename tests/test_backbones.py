@@ -67,8 +67,9 @@ def test_order_of_the_packages_is_that_of_timm(name):
     load_state(full, state, source="package", by_order=True)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(full.forward_head(full.forward_features(images), pre_logits=True),
-                                   module.eval()(images))
+        torch.testing.assert_close(
+            full.forward_head(full.forward_features(images), pre_logits=True), module.eval()(images)
+        )
 
 
 def test_missing_package_says_what_to_install(monkeypatch):

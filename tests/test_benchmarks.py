@@ -84,8 +84,10 @@ def test_wbcbench_protocols(name, patients):
     used = frame.iloc[table["row"]]
     assert set(used["split"]) == {"phase1_train", "phase2_train", "phase2_eval"}
     assert not ((used["domain"] == "pristine") & used["split"].str.startswith("phase2")).any()
-    assert len(used) == (frame["label"].ne("") & frame["domain"].ne("pristine")).sum() + (
-        frame["split"].eq("phase1_train")).sum()
+    assert (
+        len(used)
+        == (frame["label"].ne("") & frame["domain"].ne("pristine")).sum() + (frame["split"].eq("phase1_train")).sum()
+    )
     assert any("no image" in note.lower() and "group" in note for note in benchmark.notes) != patients
     if name == "wbcbench":
         assert set(table["fold"]) == {-1, 0, 1, 2, 3, 4}

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports its own layer and those before it: `training`, which drives the methods, comes after them, and only
 # what renders a book, a session or a command knows experiments.
 LAYERS = (
-    ("errors", "seeds", ""),
+    ("errors", "seeds", "memory", ""),
     ("data",),
     ("stain",),
     ("metrics", "longtail", "inference", "domains", "rescue"),

@@ -74,6 +74,14 @@ class Session:
         return sum(self.store.get(cell.id) is None for cell in self.plan.cells)
 
 
+def _from_root(path: str | Path) -> Path:
+    """A relative path of a notebook opened by hand, whose working folder is ``notebooks/``, is meant from above it."""
+    path, parent = Path(path), Path.cwd().parent
+    if path.is_absolute() or Path.cwd().name != "notebooks" or not (parent / "pyproject.toml").is_file():
+        return path
+    return parent / path
+
+
 def open_session(
     paper: str,
     profile: str = "demo",
@@ -84,7 +92,7 @@ def open_session(
 ) -> Session:
     """Open a paper's plan and store. The arguments are the parameters that papermill injects."""
     record = os.environ.get(READS)
-    recording = RecordingStore(store, Path(record) if record else None)
-    root = Path(data) if data else None
+    recording = RecordingStore(_from_root(store), Path(record) if record else None)
+    root = _from_root(data) if data else None
     plan = make_plan(paper, profile, store=recording, data=root, dataset=dataset or None, progress=False)
-    return Session(plan, recording, root, Path(results))
+    return Session(plan, recording, root, _from_root(results))

@@ -24,6 +24,7 @@ from wbcrepro.experiments.environment import describe
 from wbcrepro.experiments.lock import CellLock
 from wbcrepro.experiments.plan import Plan
 from wbcrepro.experiments.store import Store, StoredCell, write_json
+from wbcrepro.memory import keep_freed_memory
 
 POLL_SECONDS = 2.0
 
@@ -76,6 +77,7 @@ def run_cell(cell: Cell, plan: Plan, store: Store, *, device: torch.device, prog
                 f"{cell.id} builds on {parent}, which is not in the store {store.path}. Make it with: "
                 f"wbcrepro run-cell {parent} --paper {plan.paper} --profile {plan.profile} --store {store.path}"
             )
+    keep_freed_memory()
     folder = store.folder(cell.id)
     with CellLock(folder):
         if store.done(cell.id):  # another process finished it while we waited for the lock
