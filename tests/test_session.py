@@ -1,4 +1,4 @@
-"""What a notebook opens: relative paths are meant from the repository, what is read is noted, nothing runs read-only."""
+"""What a notebook opens: relative paths start at the repository, reads are noted, nothing runs read-only."""
 
 from pathlib import Path
 
