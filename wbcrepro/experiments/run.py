@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from wbcrepro.data.benchmarks import Benchmark
-from wbcrepro.errors import CellsMissing, Locked, WbcreproError
+from wbcrepro.errors import CellsMissing, Locked
 from wbcrepro.experiments.cell import Cell
 from wbcrepro.experiments.environment import describe
 from wbcrepro.experiments.lock import CellLock
@@ -125,7 +125,7 @@ def run_plan(
                     run_cell(cell, plan, store, device=device, progress=progress)
                 except Locked:
                     continue
-                except (WbcreproError, RuntimeError, OSError, ValueError, ArithmeticError, LookupError) as error:
+                except Exception as error:  # one broken cell must not stop the others; its trace is kept
                     failed[cell.id] = f"{type(error).__name__}: {error}"
                     _write_error(store, cell, error)
                     tqdm.write(f"{cell.id} failed: {failed[cell.id]}")
