@@ -210,3 +210,12 @@ def test_predict_agrees_with_the_stored_predictions(store, tmp_path):
         with np.load(store / "cells" / head / "predictions.npz") as stored:
             assert stored["test_ids"][0] == benchmark.table["id"][item]
             assert np.abs(stored["test_probabilities"][0].astype(float) - found).max() < 5e-3
+
+
+def test_accumulation_is_part_of_the_identity_of_what_it_changes(tmp_path):
+    plain = planned(tmp_path)
+    text = wbcrepro("plan", *BASE, "--store", tmp_path, "--accumulate", "4", "--json").stdout
+    split = json.loads(text)["plans"][0]["cells"]
+    same = {c["id"] for c in plain} & {c["id"] for c in split}
+    assert {cell_id.split("-")[0] for cell_id in same} == {"pixels"} and len(split) == len(plain)
+    wbcrepro("plan", *BASE, "--store", tmp_path, "--accumulate", "0", expect=2)

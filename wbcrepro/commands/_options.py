@@ -20,6 +20,9 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder that holds datasets in their published layouts")
     parser.add_argument("--dataset", help="benchmark to use instead of the one that the profile names, or folder:PATH")
     parser.add_argument("--weights", help="package, hub, random, or a file of weights (default: the profile's choice)")
+    parser.add_argument(
+        "--accumulate", type=int, metavar="N", help="split each optimiser batch into N passes (256 on small cards: 4)"
+    )
     add_store_option(parser)
 
 
@@ -58,6 +61,7 @@ def plans(arguments: argparse.Namespace, store: Store) -> list[Plan]:
             data=arguments.data,
             dataset=arguments.dataset,
             weights=arguments.weights,
+            accumulate=arguments.accumulate,
         )
         for paper in chosen_papers(arguments)
     ]

@@ -42,8 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         changed = write_pairs(layout)
         print("\n".join(f"wrote {path.relative_to(layout.root)}" for path in changed) or "the pairs agree already")
         return 0
-    if arguments.weights:
-        raise UsageError("--weights: the chapters read the cells of the profile's own weights; leave it out here")
+    for option in ("weights", "accumulate"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option}: the chapters read the cells of the profile's own settings; leave it out here")
     chosen_papers(arguments)
     inputs = Inputs(arguments.profile, arguments.store, arguments.data, arguments.dataset, arguments.results)
     done = execute_due(jobs(layout, inputs, arguments.only), force=arguments.force, workers=arguments.workers)

@@ -71,14 +71,20 @@ def make_plan(
     data: Path | None = None,
     dataset: str | None = None,
     weights: str | None = None,
+    accumulate: int | None = None,
     progress: bool = True,
 ) -> Plan:
     """Plan a paper. ``dataset`` overrides the benchmark that the profile names; ``weights`` its weights.
 
-    Raises ``UsageError`` for unknown names and ``DataMissing`` when the benchmark's images are not below ``data``.
+    ``accumulate`` splits every optimiser batch into that many passes, for cards that cannot hold it whole; batch
+    normalisation then sees the smaller passes, so the cells get other identities. Raises ``UsageError`` for unknown names and ``DataMissing`` when the benchmark's images are not below ``data``.
     """
     document = load_paper(paper)
     settings = profile_of(document, profile)
+    if accumulate is not None:
+        if accumulate < 1:
+            raise UsageError(f"--accumulate {accumulate}: expected 1 or more passes for each optimiser step")
+        settings = settings | {"stage1": settings["stage1"] | {"accumulate": accumulate}}
     name = dataset or settings["benchmark"]
     benchmark = load_benchmark(name, data_root=data, cache=store.cache, progress=progress)
     planner = PLANNERS[document["design"]]
@@ -177,6 +183,8 @@ def _chain(
             }
         if online:
             config |= {"checkpoint": checkpoint}
+            if settings["stage1"]["accumulate"] > 1:
+                config["optimisation"]["accumulate"] = settings["stage1"]["accumulate"]
         parent = train if online else features[checkpoint]
         versions = versions_of("online_head" if online else "head")
         cells.append(Cell("head", config, (parent.id,), versions, {**labels, "method": method}))
