@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     for option in ("weights", "accumulate"):
         if getattr(arguments, option):
-            raise UsageError(f"--{option}: the chapters read the cells of the profile's own settings; leave it out here")
+            raise UsageError(f"--{option}: the chapters read the profile's own cells; leave it out here")
     chosen_papers(arguments)
     inputs = Inputs(arguments.profile, arguments.store, arguments.data, arguments.dataset, arguments.results)
     done = execute_due(jobs(layout, inputs, arguments.only), force=arguments.force, workers=arguments.workers)

@@ -77,7 +77,8 @@ def make_plan(
     """Plan a paper. ``dataset`` overrides the benchmark that the profile names; ``weights`` its weights.
 
     ``accumulate`` splits every optimiser batch into that many passes, for cards that cannot hold it whole; batch
-    normalisation then sees the smaller passes, so the cells get other identities. Raises ``UsageError`` for unknown names and ``DataMissing`` when the benchmark's images are not below ``data``.
+    normalisation then sees the smaller passes, so the cells get other identities. Raises ``UsageError`` for unknown
+    names and ``DataMissing`` when the benchmark's images are not below ``data``.
     """
     document = load_paper(paper)
     settings = profile_of(document, profile)
