@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stain_cases import BROKEN, FAST, IMAGES, batch, method, strange
 
@@ -59,6 +59,7 @@ def test_no_image_raises_or_gives_nan(spec, percentile, alpha):
 
 @settings(max_examples=40, deadline=None)
 @given(spec=IMAGES)
+@example(spec=("channel", 18, 15, 18))  # no red at all: both stains are equally red, and rounding must not order them
 def test_fast_agrees_with_batched_on_strange_images(spec):
     image = strange(*spec)[None]
     slow, a = macenko_normalise(image, percentile="linear")

@@ -57,9 +57,16 @@ def point_along(vectors: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     return torch.where((vectors * mean[:, :, None]).sum(1, keepdim=True) < 0, -vectors, vectors)
 
 
+RED_TIE = 1e-6
+"""Unit vectors whose red entries differ by less are equally red."""
+
+
 def order_by_red(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Two directions (N,3) as columns (N,3,2); the one that absorbs more red (haematoxylin-like) becomes column 0."""
-    keep = first[:, :1] > second[:, :1]
+    """Two directions (N,3) as columns (N,3,2); the one that absorbs more red (haematoxylin-like) becomes column 0.
+
+    A tie within ``RED_TIE`` (an image without red) counts as equal, so that rounding does not decide the order.
+    """
+    keep = first[:, :1] > second[:, :1] + RED_TIE
     return torch.stack([torch.where(keep, first, second), torch.where(keep, second, first)], 2)
 
 

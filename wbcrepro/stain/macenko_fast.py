@@ -14,7 +14,15 @@ import numpy as np
 import torch
 
 from wbcrepro.errors import UsageError
-from wbcrepro.stain.macenko import DEGENERATE, MIN_PIXELS, NON_FINITE, NORMALISED, TOO_FEW_PIXELS, status_names
+from wbcrepro.stain.macenko import (
+    DEGENERATE,
+    MIN_PIXELS,
+    NON_FINITE,
+    NORMALISED,
+    RED_TIE,
+    TOO_FEW_PIXELS,
+    status_names,
+)
 from wbcrepro.stain.optical_density import check_images, darkest_kept_value
 from wbcrepro.stain.percentiles import precision
 from wbcrepro.stain.reference import StainReference, default_reference
@@ -157,7 +165,7 @@ def _estimate(seen, io, alpha, beta, percentile, min_pixels, od, limit):
         return DEGENERATE, None, None
     plane = vectors[:, 1:] * np.where((mean + shift) @ vectors[:, 1:] < 0, -1, 1)
     matrix = _directions(stained, od, plane, alpha, percentile, spare)
-    if not matrix[0, 0] > matrix[0, 1]:
+    if not matrix[0, 0] > matrix[0, 1] + RED_TIE:
         matrix = matrix[:, ::-1]
     (a, b), (_, c) = matrix.T @ matrix
     if a * c - b * b < 1e-6:
