@@ -124,12 +124,25 @@ def _two_stage(paper: dict, profile: str, settings: dict, benchmark: Benchmark, 
             labels={"profile": profile, "preset": preset},
         )
         cells.append(pixels)
-        folds = settings["folds"] if switches["protocol"] == "folds" else settings["folds"][:1]
+        folds = _folds(settings, benchmark)[: None if switches["protocol"] == "folds" else 1]
         for role in roles:
             for fold in folds:
                 labels = {"profile": profile, "preset": preset, "backbone": role, "fold": fold}
                 cells += _chain(paper, settings, benchmark, weights, switches, pixels, labels)
     return cells
+
+
+def _folds(settings: dict, benchmark: Benchmark) -> list[int]:
+    """The profile's folds that the benchmark has: a benchmark with one split has fold 0 only."""
+    table = benchmark.table
+    there = set(table.loc[table["set"] == "train", "fold"])
+    folds = [fold for fold in settings["folds"] if fold in there]
+    if not folds:
+        raise UsageError(
+            f"{benchmark.name} has the folds {sorted(map(int, there))} and the profile runs {settings['folds']}: "
+            "none in common. Choose another DATASET"
+        )
+    return folds
 
 
 def _chain(
