@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from wbcrepro.experiments.store import Store
 
     store, device = Store(arguments.store), resolve_device(arguments.device)
-    files = list(image_files(arguments.images))
+    files = image_files(arguments.images)
     names = [path.name for path in files]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from wbcrepro.longtail.heads import AdjustedHead, NearestMean, ScaledHead, make_head
 
 
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state dict whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -17,9 +18,9 @@ def head_from_state(state: dict[str, Tensor]) -> nn.Module:
     if "centroids" in state:
         head: nn.Module = NearestMean("cl2n", state["mean"], state["centroids"], state["present"])
     elif "scales" in state:
-        head = ScaledHead(head_from_state(_below(state, "linear.")), len(state["scales"]))
+        head = ScaledHead(head_from_state(below(state, "linear.")), len(state["scales"]))
     elif "offset" in state:
-        head = AdjustedHead(head_from_state(_below(state, "head.")), torch.ones(len(state["offset"])))
+        head = AdjustedHead(head_from_state(below(state, "head.")), torch.ones(len(state["offset"])))
     elif "4.weight" in state:
         head = make_head("mlp512bn", state["0.weight"].shape[1], state["4.weight"].shape[0])
     else:

@@ -18,7 +18,7 @@ from torch import nn
 from wbcrepro import metrics, training
 from wbcrepro.backbones import Classifier, build_backbone
 from wbcrepro.data.pixels import PixelCache, Preprocessing, build_pixels
-from wbcrepro.experiments.heads import head_from_state
+from wbcrepro.experiments.heads import below, head_from_state
 from wbcrepro.experiments.run import Context, Runner
 from wbcrepro.experiments.store import StoredCell
 from wbcrepro.inference.ensemble import mean_probabilities
@@ -66,7 +66,7 @@ def run_train(context: Context) -> dict:
         "epochs_run": result.epochs_run,
         "train_images": len(train),
         "train_counts": np.bincount(labels[train], minlength=len(benchmark.classes)).tolist(),
-        "val": _plain(scores),
+        "val": scores,
     }
 
 
@@ -75,8 +75,8 @@ def run_features(context: Context) -> dict:
     config, parent = context.cell.config, context.parent("train")
     images = _pixels(context).images
     model = _stored_model(context, parent, config["checkpoint"])
-    train, val = _fold_rows(context, config["fold"])
-    rows = {"val": val} | {name: found for name, found in _sets(context).items() if name in TEST_SETS}
+    train, _ = _fold_rows(context, config["fold"])
+    rows = _scored_rows(context)
     common = {"device": context.device, "dtype": np.float16, "progress": context.progress}
     seed = parent.cell["config"]["seed"]
     augmented = training.embed(
@@ -100,7 +100,8 @@ def run_head(context: Context) -> dict:
     if config.get("online"):
         return _run_online(context)
     parent = context.parent("features")
-    features = {n: np.load(parent.folder / f"{n}.npy") for n in ("train", "train_plain", "val", *_test_sets(context))}
+    rows = _scored_rows(context)
+    features = {name: np.load(parent.folder / f"{name}.npy") for name in ("train", "train_plain", *rows)}
     labels = context.benchmark.table["label"].to_numpy(np.int64)
     train, val = _fold_rows(context, config["fold"])
     lines: list[dict] = []
@@ -121,11 +122,10 @@ def run_head(context: Context) -> dict:
     (context.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     head = head.to("cpu").eval()
     save_file({k: v.contiguous() for k, v in head.state_dict().items()}, context.folder / "head.safetensors")
-    rows = _sets(context) | {"val": val}
     with torch.inference_mode():
         found = {
-            name: (rows[name], predict_logits(head, torch.from_numpy(features[name])).softmax(-1).numpy())
-            for name in ("val", *_test_sets(context))
+            name: (index, predict_logits(head, torch.from_numpy(features[name])).softmax(-1).numpy())
+            for name, index in rows.items()
         }
     return _finish_head(context, found, chosen)
 
@@ -150,10 +150,9 @@ def _run_online(context: Context) -> dict:
         classes=len(benchmark.classes), folder=context.folder, device=context.device, progress=context.progress,
     )  # fmt: skip
     training.load_weights(model, context.folder / f"{config['select']}.safetensors")
-    rows = {"val": val} | {name: _sets(context)[name] for name in _test_sets(context)}
     found = {
         name: (index, training.predict(model, images, index, views=DIHEDRAL, device=context.device))
-        for name, index in rows.items()
+        for name, index in _scored_rows(context).items()
     }
     return _finish_head(context, found, {"best_epoch": result.best_epoch, "epochs_run": result.epochs_run})
 
@@ -166,8 +165,8 @@ def _finish_head(context: Context, found: dict[str, tuple[np.ndarray, np.ndarray
     for name, (rows, probabilities) in found.items():
         averaged = mean_probabilities([probabilities], CODE_WEIGHTS)
         report[name] = {
-            "identity": _plain(metrics.scores(labels[rows], probabilities[:, 0].argmax(1), classes)),
-            "code_views": _plain(metrics.scores(labels[rows], averaged.argmax(1), classes)),
+            "identity": metrics.scores(labels[rows], probabilities[:, 0].argmax(1), classes),
+            "code_views": metrics.scores(labels[rows], averaged.argmax(1), classes),
         }
     return report
 
@@ -177,8 +176,11 @@ def _sets(context: Context) -> dict[str, np.ndarray]:
     return {str(name): np.flatnonzero(table["set"].to_numpy() == name) for name in table["set"].unique()}
 
 
-def _test_sets(context: Context) -> tuple[str, ...]:
-    return tuple(name for name in TEST_SETS if name in _sets(context))
+def _scored_rows(context: Context) -> dict[str, np.ndarray]:
+    """Rows of every set that a classifier is scored on: the cell's validation fold and the benchmark's test sets."""
+    sets = _sets(context)
+    _, val = _fold_rows(context, context.cell.config["fold"])
+    return {"val": val} | {name: sets[name] for name in TEST_SETS if name in sets}
 
 
 def _fold_rows(context: Context, fold: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +211,7 @@ def _stored_model(context: Context, train: StoredCell, checkpoint: str) -> Class
 def _trained_head(context: Context, checkpoint: str) -> nn.Module:
     train = context.parent("train")
     state = load_file(train.folder / f"{checkpoint}.safetensors")
-    return head_from_state({k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")})
+    return head_from_state(below(state, "head."))
 
 
 def _save_predictions(
@@ -228,15 +230,6 @@ def _save_predictions(
     temporary = context.folder / ".predictions.npz"
     np.savez_compressed(temporary, **arrays)
     temporary.replace(context.folder / "predictions.npz")
-
-
-def _plain(value: object) -> object:
-    """NumPy numbers and arrays as JSON values."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return value.item() if isinstance(value, np.generic) else value
 
 
 RUNNERS: dict[str, Runner] = {"pixels": run_pixels, "train": run_train, "features": run_features, "head": run_head}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from wbcrepro.backbones import Classifier, build_backbone
 from wbcrepro.data.decode import decode
 from wbcrepro.data.pixels import prepare
 from wbcrepro.errors import CellsMissing, DataMissing, UsageError
-from wbcrepro.experiments.heads import head_from_state
+from wbcrepro.experiments.heads import below, head_from_state
 from wbcrepro.experiments.store import Store, StoredCell
 from wbcrepro.inference.ensemble import mean_probabilities
 from wbcrepro.inference.tta import CODE_WEIGHTS, DIHEDRAL
@@ -73,12 +73,12 @@ def load_predictor(store: Store, cell_id: str, device: torch.device) -> Predicto
     backbone, info = build_backbone(config["backbone"], "random")
     if cell.cell["config"].get("online"):
         state = load_file(_existing(cell.folder / f"{cell.cell['config']['select']}.safetensors"))
-        head_state = {k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")}
+        head_state = below(state, "head.")
     else:
         checkpoint = _ancestor(store, cell, "features").cell["config"]["checkpoint"]
         state = load_file(_existing(train.folder / f"{checkpoint}.safetensors"))
         head_state = load_file(_existing(cell.folder / "head.safetensors"))
-    backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
+    backbone.load_state_dict(below(state, "backbone."))
     head: nn.Module = head_from_state(head_state)
     model = Classifier(backbone, head, info).to(device).eval()
     settings = pixels.cell["config"]
@@ -91,7 +91,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def image_files(paths: Iterable[Path]) -> Iterator[Path]:
+def image_files(paths: Iterable[Path]) -> list[Path]:
     """Images among files and folders (searched with their subfolders), sorted; ``DataMissing`` when there is none."""
     found: list[Path] = []
     for path in paths:
@@ -103,7 +103,7 @@ def image_files(paths: Iterable[Path]) -> Iterator[Path]:
             raise DataMissing(f"{path}: expected an image or a folder of images, found nothing there")
     if not found:
         raise DataMissing(f"no image ({', '.join(sorted(SUFFIXES))}) in: {', '.join(map(str, paths))}")
-    return iter(found)
+    return found
 
 
 def predict_file(predictors: list[Predictor], path: Path) -> np.ndarray:
