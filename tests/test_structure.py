@@ -18,7 +18,7 @@ LAYERS = (
     ("data",),
     ("stain",),
     ("metrics", "longtail", "inference", "domains", "rescue"),
-    ("backbones", "augment", "checkpoints", "training"),
+    ("backbones", "backbone_stages", "augment", "checkpoints", "training"),
     ("papers",),
     ("experiments",),
     ("report",),

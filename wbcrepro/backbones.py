@@ -17,6 +17,7 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
+from wbcrepro.backbone_stages import channels_last, early_layers, feature_maps, pool_maps, stages
 from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.seeds import derive_seed
 
@@ -63,6 +64,27 @@ class Classifier(nn.Module):
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Pooled features (N,D)."""
         return self.backbone(self.normalise(images) if images.dtype == torch.uint8 else images)
+
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """The last feature maps (N,K,h,w) of normalised images, channels first in every family."""
+        return feature_maps(self.backbone, images)
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """Pooled features (N,D) of ``maps``; ``pool(maps(x))`` is ``embed(x)``."""
+        return pool_maps(self.backbone, maps)
+
+    def stages(self) -> list[nn.Module]:
+        """The stages after the stem, first to last."""
+        return stages(self.backbone)
+
+    def early_layers(self, n: int) -> list[nn.Module]:
+        """The stem and the first ``n`` stages; nothing for n = 0."""
+        return early_layers(self.backbone, n)
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of channels in what a stage puts out: 1, or 3 in Swin, which works channels last."""
+        return 3 if channels_last(self.backbone) else 1
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N,C)."""
