@@ -99,9 +99,11 @@ def test_16_bit_grey_uses_its_full_range(form):
     assert decoded.mode.startswith("I")
 
 
-def test_12_bit_values_in_16_bit_files_are_refused_rather_than_shown_black():
-    with pytest.raises(DecodeError, match="12-bit"):
-        decode(encoded(np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16), "PNG"))
+@pytest.mark.parametrize("largest", [1, 255, 256, 4095])
+def test_8_or_12_bit_values_in_16_bit_files_are_refused_rather_than_shown_black(largest):
+    with pytest.raises(DecodeError, match="8 or 12 bits"):
+        decode(encoded(np.linspace(0, largest, 64).reshape(8, 8).astype(np.uint16), "PNG"))
+    assert (decode(encoded(np.zeros((8, 8), np.uint16), "PNG")).pixels == 0).all(), "black that is meant"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

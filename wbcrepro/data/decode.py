@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from wbcrepro.errors import WbcreproError
 
-VERSION = 1
+VERSION = 2
 """Raise it when a file would decode to other pixels or another verdict: cached verdicts are then made anew."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -84,8 +84,8 @@ def _to_rgb(image: Image.Image, form: str) -> np.ndarray:
         raise DecodeError("mode LAB; save as RGB")
     if mode.startswith("I"):
         grey = np.asarray(image).astype(np.float64)
-        if 255 < grey.max() < 4096:
-            raise DecodeError("16-bit file with values below 4096 (a 12-bit camera?); rescale to the full range")
+        if 0 < grey.max() < 4096:
+            raise DecodeError("16-bit file with values below 4096 (8 or 12 bits?); rescale to the full range")
         return np.repeat(np.round(grey / 257).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if "A" in mode or "a" in mode or "transparency" in image.info:
         layer = image.convert("RGBA")
