@@ -151,3 +151,13 @@ def test_algorithm_versions_are_raised_with_their_code():
         f"the code of {sorted(changed)} changed. If results can change, raise the version in "
         "wbcrepro/experiments/versions.py; then: python -m wbcrepro.experiments.versions > tests/algorithm_digests.json"
     )
+
+
+def test_a_checkout_without_the_program_git_still_names_its_version(tmp_path, monkeypatch):
+    import wbcrepro
+    from wbcrepro.experiments import environment
+
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(wbcrepro, "__file__", str(tmp_path / "wbcrepro" / "__init__.py"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.commit.__wrapped__() == f"wbcrepro {wbcrepro.__version__}"

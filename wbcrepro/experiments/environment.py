@@ -21,14 +21,18 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "
 def commit() -> str:
     """The commit of the checkout the package runs from, with ``+changes`` when files differ from it."""
     root = Path(wbcrepro.__file__).resolve().parents[1]
+    version = f"wbcrepro {wbcrepro.__version__}"
     if not (root / ".git").exists():
-        return f"wbcrepro {wbcrepro.__version__}"
+        return version
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "wbcrepro")
-    return (git("rev-parse", "--short=12", "HEAD") or "no commit") + ("+changes" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "wbcrepro")
+        return (git("rev-parse", "--short=12", "HEAD") or "no commit") + ("+changes" if changed else "")
+    except OSError:  # a checkout on a machine (or in a container) without the program git
+        return version
 
 
 @cache
