@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from wbcrepro.data import catalog, splits
+from wbcrepro.data import catalog, domain_benchmarks, splits
 from wbcrepro.data.degrade import degrade
 from wbcrepro.data.longtail import distinct_rows, hash_order, longtail
 from wbcrepro.data.manifest import Manifest
 from wbcrepro.data.smears import SmearSource, SmearSpec
-from wbcrepro.data.sources import ImageSource, open_dataset
+from wbcrepro.data.sources import ImageSource, JoinedSource, join_sources, open_dataset
 from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.seeds import derive_seed
 
@@ -31,8 +31,9 @@ Part = tuple[str, np.ndarray, np.ndarray | int]  # set, manifest rows, fold of e
 @dataclass(frozen=True)
 class Benchmark:
     """``table`` has one row an item: item (0..N-1), id, row (of the manifest), label (code into ``classes``), set
-    ("train" | "test" | "test_degraded"), fold (-1 outside train), group, domain. The degraded copy of an image has its
-    id. ``classes`` run from head to tail. ``notes`` are caveats that belong next to every number."""
+    ("train" | "test" | "test_degraded"), fold (-1 outside train, and for images that always train), group, domain. The
+    degraded copy of an image has its id. ``classes`` run from head to tail. ``notes`` are caveats that belong next to
+    every number. ``domains``: the laboratories of protocol `domains` in order, each of which can be held out."""
 
     name: str
     source: ImageSource
@@ -42,6 +43,7 @@ class Benchmark:
     notes: tuple[str, ...]
     table: pd.DataFrame
     degraded: Mapping | None = None
+    domains: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -100,6 +102,8 @@ def load_benchmark(name: str, *, data_root: Path | None, cache: Path, progress: 
     settings = document["defaults"] | entry
     if settings["protocol"] == "smears":
         source = smear_source(settings)
+    elif settings["protocol"] == "domains":
+        source = domain_benchmarks.domain_source(settings, data_root, cache, progress=progress)
     else:
         source = open_dataset(settings["dataset"], data_root, cache, progress=progress)
     return build(name, source, settings)
@@ -110,12 +114,14 @@ def build(name: str, source: ImageSource, settings: Mapping) -> Benchmark:
     manifest = source.manifest
     classes = tuple(settings.get("classes") or _by_frequency(manifest))
     parts = PROTOCOLS[settings["protocol"]](manifest, classes, settings)
-    degraded = settings["degraded"]
+    domains = tuple(settings["parts"]) if settings["protocol"] == "domains" else ()
+    degraded = None if domains else settings["degraded"]
     if degraded is not None:
         parts = [*parts, *(("test_degraded", rows, -1) for part, rows, _ in parts if part == "test")]
     table = _table(manifest, classes, parts)
-    benchmark = Benchmark(name, source, classes, settings["protocol"] == "smears", settings["caption"],
-                          (*settings["notes"], *_notes(manifest, table)), table, degraded)
+    notes = domain_benchmarks.domain_notes(table, classes, domains) if domains else []
+    benchmark = Benchmark(name, source, classes, "smears" in settings, settings["caption"],
+                          (*settings["notes"], *_notes(manifest, table), *notes), table, degraded, domains)
     empty = [c for c, n in zip(classes, benchmark.counts(), strict=True) if n == 0]
     if empty:
         raise DataMissing(f"benchmark {name}: no training image of {', '.join(empty)} in {len(manifest.frame)} rows of "
@@ -198,35 +204,8 @@ def _smears(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part
     return [("train", train, splits.folds(manifest, s["folds"], rows=train, seed=s["seed"])), ("test", test, -1)]
 
 
-PROTOCOLS = {"longtail": _longtail, "held_out": _held_out, "single": _single, "official": _official, "smears": _smears}
-
-
-@dataclass(frozen=True)
-class JoinedSource:
-    """Two sources as one. Ids and groups are prefixed with the part's name, which also stands in the split column."""
-
-    manifest: Manifest
-    parts: Mapping[str, ImageSource]
-    places: tuple[tuple[str, int], ...]
-
-    def read(self, row: int) -> np.ndarray:
-        """Image of a row of the joined manifest, uint8 (H, W, 3)."""
-        part, inner = self.places[row]
-        return self.parts[part].read(inner)
-
-
-def join_sources(name: str, parts: Mapping[str, ImageSource]) -> JoinedSource:
-    """Sources without common images or groups: a training population and a test population."""
-    frames = []
-    for part, source in parts.items():
-        places = [(part, row) for row in range(len(source.manifest.frame))]
-        frame = source.manifest.frame.assign(split=part, _place=places)
-        for column in ("id", "group"):
-            frame[column] = (part + "/" + frame[column]).where(frame[column] != "", "")
-        frames.append(frame)
-    frame = pd.concat(frames, ignore_index=True).sort_values("id", kind="stable", ignore_index=True)
-    places = tuple(frame.pop("_place"))
-    return JoinedSource(Manifest(name, next(iter(parts.values())).manifest.classes, frame), dict(parts), places)
+PROTOCOLS = {"longtail": _longtail, "held_out": _held_out, "single": _single, "official": _official, "smears": _smears,
+             "domains": domain_benchmarks.domain_parts}
 
 
 def smear_source(settings: Mapping) -> JoinedSource:

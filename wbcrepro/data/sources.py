@@ -1,6 +1,7 @@
 """Image sources: a manifest, and a way to read the image of a row."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -129,3 +130,29 @@ def _record(row: dict, facts: FileFacts | None, labels: dict[str, str], domain: 
     return record | seen | {"status": facts.status, "reason": facts.reason}
 
 
+@dataclass(frozen=True)
+class JoinedSource:
+    """Two sources as one. Ids and groups are prefixed with the part's name, which also stands in the split column."""
+
+    manifest: Manifest
+    parts: Mapping[str, ImageSource]
+    places: tuple[tuple[str, int], ...]
+
+    def read(self, row: int) -> np.ndarray:
+        """Image of a row of the joined manifest, uint8 (H, W, 3)."""
+        part, inner = self.places[row]
+        return self.parts[part].read(inner)
+
+
+def join_sources(name: str, parts: Mapping[str, ImageSource]) -> JoinedSource:
+    """Sources without common images or groups: a training population and a test population."""
+    frames = []
+    for part, source in parts.items():
+        places = [(part, row) for row in range(len(source.manifest.frame))]
+        frame = source.manifest.frame.assign(split=part, _place=places)
+        for column in ("id", "group"):
+            frame[column] = (part + "/" + frame[column]).where(frame[column] != "", "")
+        frames.append(frame)
+    frame = pd.concat(frames, ignore_index=True).sort_values("id", kind="stable", ignore_index=True)
+    places = tuple(frame.pop("_place"))
+    return JoinedSource(Manifest(name, next(iter(parts.values())).manifest.classes, frame), dict(parts), places)
