@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from wbcrepro.data.smears import SmearSource, SmearSpec, source
 from wbcrepro.errors import CellsMissing, Locked, WbcreproError
+from wbcrepro.experiments import versions
 from wbcrepro.experiments.cell import Cell, canonical_json
 from wbcrepro.experiments.lock import CellLock
 from wbcrepro.experiments.store import Store, write_json
-from wbcrepro.experiments.versions import PACKAGE, digests
+from wbcrepro.experiments.versions import PACKAGE, digests, versions_of
 
 
 def make_cell(**changes) -> Cell:
@@ -151,6 +153,23 @@ def test_algorithm_versions_are_raised_with_their_code():
         f"the code of {sorted(changed)} changed. If results can change, raise the version in "
         "wbcrepro/experiments/versions.py; then: python -m wbcrepro.experiments.versions > tests/algorithm_digests.json"
     )
+
+
+def test_an_algorithm_watched_late_enters_identities_when_its_version_is_raised(monkeypatch):
+    before = versions_of("train")
+    assert "metrics" not in before and "metrics" in digests()
+    monkeypatch.setitem(versions.ALGORITHMS, "metrics", (1, versions.ALGORITHMS["metrics"][1]))
+    assert versions_of("train") == before | {"metrics": 1}
+
+
+def test_every_watched_algorithm_reaches_an_identity(monkeypatch):
+    """Through a kind of cell or, for the smears, through the digest of the data: raising any version renames cells."""
+    used = {name for names in versions.USED_BY.values() for name in names}
+    assert set(versions.ALGORITHMS) - used == {"smears"}
+    before = SmearSource(SmearSpec.balanced(1, size=32)).manifest.digest
+    assert versions.ALGORITHMS["smears"][0] == source.DRAWING
+    monkeypatch.setattr(source, "DRAWING", source.DRAWING + 1)
+    assert SmearSource(SmearSpec.balanced(1, size=32)).manifest.digest != before
 
 
 def test_a_checkout_without_the_program_git_still_names_its_version(tmp_path, monkeypatch):

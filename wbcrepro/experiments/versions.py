@@ -5,6 +5,11 @@ gets a new identity. ``tests/algorithm_digests.json`` holds the digest of each m
 the test that compares them fails on any change of code, and asks for one of two answers: raise the version, or accept
 the new digest because results are the same
 (``python -m wbcrepro.experiments.versions > tests/algorithm_digests.json``).
+
+Version 0 is that of an algorithm which was first watched after cells had been made with it: it enters no identity, so
+those cells keep theirs. Raised to 1 and more it does, as any other. ``smears`` is in the list of no kind of cell: its
+version is ``DRAWING``, which enters the digest of every synthetic image, through it the digest of the data, and
+through that the identity of the pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ import ast
 import hashlib
 import json
 from pathlib import Path
+
+from wbcrepro.data.smears.spec import DRAWING
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -29,10 +36,12 @@ ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "romanowsky": (1, ("stain/romanowsky.py",)),
-    "smears": (1, ("data/smears",)),
+    "smears": (DRAWING, ("data/smears",)),
     "backbones": (1, ("backbones.py",)),
     "augment": (1, ("augment.py",)),
     "training": (1, ("training.py",)),
+    "checkpoints": (0, ("checkpoints.py",)),
+    "metrics": (0, ("metrics.py",)),  # early stopping, and the choice of epochs and of tau
     "samplers": (1, ("longtail/samplers.py",)),
     "losses": (1, ("longtail/losses",)),
     "heads": (1, ("longtail/heads",)),
@@ -42,17 +51,17 @@ ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
 
 USED_BY = {
     "pixels": ("pixels", "macenko", "romanowsky"),
-    "train": ("backbones", "augment", "training", "samplers", "losses"),
-    "features": ("backbones", "augment", "training", "tta"),
-    "head": ("heads", "losses", "samplers"),
-    "online_head": ("backbones", "augment", "training", "samplers", "losses", "tta"),
+    "train": ("backbones", "augment", "training", "checkpoints", "metrics", "samplers", "losses"),
+    "features": ("backbones", "augment", "training", "checkpoints", "tta"),
+    "head": ("heads", "losses", "samplers", "metrics"),
+    "online_head": ("backbones", "augment", "training", "checkpoints", "metrics", "samplers", "losses", "tta"),
 }
 """Which algorithms the result of each kind of cell depends on (its parents bring their own)."""
 
 
-def versions_of(kind: str) -> dict[str, int]:
-    """The versions that enter the identity of a cell of this kind."""
-    return {name: ALGORITHMS[name][0] for name in USED_BY[kind]}
+def versions_of(kind: str, *further: str) -> dict[str, int]:
+    """The versions that enter the identity of a cell of this kind (and of ``further`` algorithms that it uses)."""
+    return {name: ALGORITHMS[name][0] for name in (*USED_BY[kind], *further) if ALGORITHMS[name][0] > 0}
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:
