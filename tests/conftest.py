@@ -45,7 +45,17 @@ def real_data() -> Path:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
-    report = outcome.get_result()
+    _forbid_skip(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    """A module that skips itself (``importorskip`` at its top) has no test to report on, only its collection."""
+    outcome = yield
+    _forbid_skip(outcome.get_result())
+
+
+def _forbid_skip(report) -> None:
     if os.environ.get("WBCREPRO_STRICT") == "1" and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"STRICT: skipped instead of run: {report.longrepr}"

@@ -45,7 +45,7 @@ def test_golden_tau_normalisation(golden):
         np.testing.assert_array_equal(logits.argmax(1), file["tau_pred"][row])
         if f"tau_logits_{tau:.1f}" in file and abs(tau * 2 - round(tau * 2)) < 1e-9:
             np.testing.assert_allclose(logits, file[f"tau_logits_{tau:.1f}"], atol=1e-5)
-    f1 = [scores(file["test_labels"], pred, 6)["macro_f1"] for pred in file["tau_pred"]]
+    f1 = [scores(file["test_labels"], pred, linear.out_features)["macro_f1"] for pred in file["tau_pred"]]
     steps = []
     chosen = fit_tau_norm(linear, x, file["test_labels"], log=steps.append)
     assert chosen.tau == file["taus"][int(np.argmax(f1))] and chosen.bias is None
@@ -54,7 +54,8 @@ def test_golden_tau_normalisation(golden):
 
 def test_golden_lws(golden):
     file = golden("classifier_balancing")
-    head, x = ScaledHead(golden_linear(file), 6), torch.tensor(file["test_features"])
+    linear, x = golden_linear(file), torch.tensor(file["test_features"])
+    head = ScaledHead(linear, linear.out_features)
     with torch.no_grad():
         head.scales.copy_(torch.tensor(file["lws_scales"]))
     logits = head(x)
@@ -68,7 +69,7 @@ def test_golden_lws(golden):
 def test_golden_nearest_class_mean(golden):
     file = golden("classifier_balancing")
     for kind in ("cl2n", "l2n", "un"):
-        head = fit_ncm(file["train_features"], file["train_labels"], classes=6, kind=kind)
+        head = fit_ncm(file["train_features"], file["train_labels"], classes=len(file["weight"]), kind=kind)
         np.testing.assert_allclose(head.centroids, file[f"ncm_{kind}cs"], atol=1e-5)
         logits = predict_logits(head, torch.tensor(file["test_features"]))
         np.testing.assert_allclose(logits, file[f"ncm_{kind}_logits"], atol=1e-4)

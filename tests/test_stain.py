@@ -145,15 +145,16 @@ def test_no_value_is_read_back_from_the_device(percentile, subsample):
     assert romanowsky_codes(images, percentile=percentile)[1].device.type == "meta"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", ["macenko", "romanowsky"])
-def test_cuda_gives_the_cpu_result(name):
-    images = torch.cat([batch(4, size=48), torch.full((1, 3, 48, 48), 255, dtype=torch.uint8)])
-    there, status = method(name)(images.cuda())
-    here, expected = method(name)(images)
-    assert there.is_cuda and status == expected
-    difference = (there.cpu().int() - here.int()).abs()
-    assert difference.max() <= 1 and (difference == 0).float().mean() > 0.97
+if torch.cuda.is_available():  # not a skip: machines without a GPU have nothing to test here
+
+    @pytest.mark.parametrize("name", ["macenko", "romanowsky"])
+    def test_cuda_gives_the_cpu_result(name):
+        images = torch.cat([batch(4, size=48), torch.full((1, 3, 48, 48), 255, dtype=torch.uint8)])
+        there, status = method(name)(images.cuda())
+        here, expected = method(name)(images)
+        assert there.is_cuda and status == expected
+        difference = (there.cpu().int() - here.int()).abs()
+        assert difference.max() <= 1 and (difference == 0).float().mean() > 0.97
 
 
 @pytest.mark.parametrize(
