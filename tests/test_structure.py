@@ -18,7 +18,7 @@ LAYERS = (
     ("data",),
     ("stain",),
     ("metrics", "longtail", "inference", "domains", "rescue"),
-    ("backbones", "backbone_stages", "augment", "checkpoints", "training"),
+    ("backbones", "backbone_stages", "augment", "augment_domains", "checkpoints", "training", "domain_training"),
     ("papers",),
     ("experiments",),
     ("report",),
