@@ -1,12 +1,18 @@
 """What a plan holds: shared parents, the presets' switches, and only the folds that a benchmark has."""
 
+import copy
 import dataclasses
+import json
+import re
+import shutil
 
 import pytest
+import torch
 
 from wbcrepro.data.benchmarks import load_benchmark
-from wbcrepro.errors import UsageError
+from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.experiments import plan as planning
+from wbcrepro.experiments.run import Context
 from wbcrepro.experiments.store import Store
 from wbcrepro.papers import load_paper
 
@@ -67,3 +73,54 @@ def test_every_profile_names_what_its_tables_need():
         assert all(set(methods) <= set(paper["methods"]) for methods in profile["methods"].values())
         for table in paper["tables"].values():
             assert set(table["profiles"]) <= set(paper["profiles"])
+
+
+def one_network(monkeypatch):
+    """The profile tiny with one small network in every role."""
+    paper = copy.deepcopy(load_paper("decoupled"))
+    tiny = paper["profiles"]["tiny"]
+    tiny["backbones"] = dict.fromkeys(tiny["backbones"], "test_efficientnet")
+    monkeypatch.setattr(planning, "load_paper", lambda name: paper)
+
+
+def trains(plan):
+    return [cell for cell in plan.cells if cell.kind == "train"]
+
+
+def test_a_file_of_weights_is_known_by_its_content_and_not_by_its_path(tmp_path, monkeypatch):
+    one_network(monkeypatch)
+    store, first, second = Store(tmp_path / "s"), tmp_path / "a.pth", tmp_path / "b.pth"
+    first.write_bytes(b"some weights")
+    shutil.copy(first, second)
+    plans = [planning.make_plan("decoupled", "tiny", store=store, weights=str(path)) for path in (first, second)]
+    assert [c.id for c in plans[0].cells] == [c.id for c in plans[1].cells]
+    assert str(tmp_path) not in json.dumps(plans[0].to_json()) and plans[1].weights_file == second
+    second.write_bytes(b"other weights")
+    changed = planning.make_plan("decoupled", "tiny", store=store, weights=str(second))
+    assert not {c.id for c in trains(changed)} & {c.id for c in trains(plans[0])}
+    named = trains(changed)[0].config["weights"]
+    assert re.fullmatch("file:[0-9a-f]{12}", named), "the form that `--weights` takes when the file is gone"
+    again = planning.make_plan("decoupled", "tiny", store=store, weights=named)
+    assert [c.id for c in again.cells] == [c.id for c in changed.cells] and again.weights_file is None
+
+
+def test_a_cell_reads_the_very_file_that_it_was_planned_with(tmp_path, monkeypatch):
+    one_network(monkeypatch)
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"some weights")
+    plan = planning.make_plan("decoupled", "tiny", store=Store(tmp_path), weights=str(path))
+    context = Context(trains(plan)[0], Store(tmp_path), plan, torch.device("cpu"))
+    assert context.weights == str(path)
+    path.write_bytes(b"changed since")
+    with pytest.raises(DataMissing, match="--weights FILE"):
+        _ = context.weights
+    plain = planning.make_plan("decoupled", "tiny", store=Store(tmp_path), weights="random")
+    assert Context(trains(plain)[0], Store(tmp_path), plain, torch.device("cpu")).weights == "random"
+
+
+def test_one_file_for_several_networks_and_a_missing_file_are_refused_at_once(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"some weights")
+    with pytest.raises(UsageError, match="fits one network.*lite0, tf_efficientnet_lite1"):
+        planning.make_plan("decoupled", "tiny", store=Store(tmp_path), weights=str(tmp_path / "w.pth"))
+    with pytest.raises(DataMissing, match="no such file"):
+        planning.make_plan("decoupled", "tiny", store=Store(tmp_path), weights="hubb")

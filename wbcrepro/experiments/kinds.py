@@ -50,7 +50,7 @@ def run_train(context: Context) -> dict:
     config, benchmark = context.cell.config, context.benchmark
     images, labels = _pixels(context).images, benchmark.table["label"].to_numpy(np.int64)
     torch.manual_seed(config["seed"])
-    model = _build_model(context, config["backbone"], config["weights"], config["head"])
+    model = _build_model(context, config["backbone"], context.weights, config["head"])
     train, val = _fold_rows(context, config["fold"])
     settings = training.TrainConfig(**config["optimisation"], seed=config["seed"])
     result = training.fit(

@@ -6,13 +6,15 @@ network; its features; per method one classifier. Supervised and retrained rows 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from wbcrepro.data.benchmarks import Benchmark, load_benchmark
-from wbcrepro.errors import UsageError
+from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.experiments.cell import SCHEMA, Cell
 from wbcrepro.experiments.store import Store, write_json
 from wbcrepro.experiments.versions import versions_of
@@ -20,6 +22,8 @@ from wbcrepro.papers import load_paper, profile_of
 from wbcrepro.seeds import derive_seed
 
 BASE_SEED = 42
+WEIGHTS = ("auto", "package", "hub", "random")
+"""Policies for a network's first weights (``wbcrepro.backbones``); anything else is a file."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Plan:
     profile: str
     benchmark: Benchmark
     cells: tuple[Cell, ...]
+    weights_file: Path | None = None
+    """Where the weights lie that the cells know as ``file:<digest>``; None where the file is not at hand."""
 
     def cell(self, cell_id: str) -> Cell:
         """The cell with this id; ``UsageError`` when the plan has none."""
@@ -78,7 +84,7 @@ def make_plan(
 
     ``accumulate`` splits every optimiser batch into that many passes, for cards that cannot hold it whole; batch
     normalisation then sees the smaller passes, so the cells get other identities. Raises ``UsageError`` for unknown
-    names and ``DataMissing`` when the benchmark's images are not below ``data``.
+    names and ``DataMissing`` when the benchmark's images are not below ``data`` or the file of weights is not there.
     """
     document = load_paper(paper)
     settings = profile_of(document, profile)
@@ -89,9 +95,32 @@ def make_plan(
     name = dataset or settings["benchmark"]
     benchmark = load_benchmark(name, data_root=data, cache=store.cache, progress=progress)
     planner = PLANNERS[document["design"]]
-    cells = planner(document, profile, settings, benchmark, weights or settings["weights"])
+    named, file = named_weights(weights or settings["weights"])
+    cells = planner(document, profile, settings, benchmark, named)
+    networks = sorted({cell.config["backbone"] for cell in cells if "weights" in cell.config})
+    if named not in WEIGHTS and len(networks) > 1:
+        raise UsageError(
+            f"--weights {weights}: a file fits one network, and profile {profile} of {paper} trains "
+            f"{', '.join(networks)}. Use package, hub or random; on a machine without internet, put the published "
+            "files into the folder checkpoints/ of torch's hub cache, where hub finds them"
+        )
     unique = {cell.id: cell for cell in cells}
-    return Plan(paper, profile, benchmark, tuple(unique.values()))
+    return Plan(paper, profile, benchmark, tuple(unique.values()), file)
+
+
+def named_weights(weights: str) -> tuple[str, Path | None]:
+    """What cells call weights, a policy or ``file:<digest>``, and the path of the file.
+
+    ``file:<digest>`` itself may be given where the file is gone: its cells can then be read, not run. Raises
+    ``DataMissing`` for a file that is not there.
+    """
+    if weights in WEIGHTS or re.fullmatch("file:[0-9a-f]{12}", weights):
+        return weights, None
+    path = Path(weights)
+    if not path.is_file():
+        raise DataMissing(f"--weights {weights}: expected {', '.join(WEIGHTS)}, or a file, and there is no such file")
+    with path.open("rb") as file:
+        return f"file:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}", path
 
 
 def save_plan(plan: Plan, store: Store) -> Path:

@@ -18,11 +18,11 @@ import torch
 from tqdm.auto import tqdm
 
 from wbcrepro.data.benchmarks import Benchmark
-from wbcrepro.errors import CellsMissing, Locked
+from wbcrepro.errors import CellsMissing, DataMissing, Locked
 from wbcrepro.experiments.cell import Cell
 from wbcrepro.experiments.environment import describe
 from wbcrepro.experiments.lock import CellLock
-from wbcrepro.experiments.plan import Plan
+from wbcrepro.experiments.plan import Plan, named_weights
 from wbcrepro.experiments.store import Store, StoredCell, write_json
 from wbcrepro.memory import keep_freed_memory
 
@@ -50,6 +50,19 @@ class Context:
     def benchmark(self) -> Benchmark:
         """The benchmark of the plan."""
         return self.plan.benchmark
+
+    @property
+    def weights(self) -> str:
+        """What ``build_backbone`` takes for this cell: a policy, or the path of the file that its configuration names.
+
+        Raises ``DataMissing`` when that file is not at hand, or is not the one that was planned with.
+        """
+        named, file = self.cell.config["weights"], self.plan.weights_file
+        if not named.startswith("file:"):
+            return named
+        if file is None or named_weights(str(file))[0] != named:
+            raise DataMissing(f"{self.cell.id} starts from the weights {named}. Give the file itself: --weights FILE")
+        return str(file)
 
     def parent(self, kind: str) -> StoredCell:
         """The finished ancestor of a kind, nearest first. ``CellsMissing`` names the command that makes it."""
