@@ -155,11 +155,12 @@ def _notes(manifest: Manifest, table: pd.DataFrame) -> list[str]:
 
 
 def _rows(manifest: Manifest, classes: Sequence[str]) -> np.ndarray:
-    """Usable rows, one per file content, without label conflicts. Of WBCBench's phase 2, which the Hugging Face
-    release holds twice, the degraded images are used: Kaggle, the paper's source, has only those."""
+    """Usable rows, one per file content, without label conflicts. WBCBench as Kaggle, the paper's source, has it: of
+    phase 2, which the Hugging Face release holds twice, the degraded images; of its test split, which that release
+    labels, none."""
     frame = manifest.frame.iloc[distinct_rows(manifest, classes)]
     again = (frame["domain"] == "pristine") & frame["split"].str.startswith("phase2")
-    return frame.index[~again].to_numpy(np.int64)
+    return frame.index[~again & (frame["split"] != "phase2_test")].to_numpy(np.int64)
 
 
 def _longtail(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part]:
@@ -179,6 +180,9 @@ def _longtail(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Pa
 
 
 def _held_out(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part]:
+    if s.get("needs_groups") and (manifest.frame["group"] == "").all():
+        raise DataMissing(f"{manifest.name}: these files name no patients, by which this benchmark splits. Next step: "
+                          f"the release that does (wbcrepro data fetch {manifest.name}), or a benchmark split by image")
     options = {"seed": s["seed"], "by_group": s["by_group"]}
     train, test = splits.held_out(manifest, s["fraction"], rows=_rows(manifest, classes), **options)
     return [("train", train, splits.folds(manifest, s["folds"], rows=train, **options)), ("test", test, -1)]
