@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from fake_store import fake_plan, fill_store
 
 from wbcrepro.cli import main
+from wbcrepro.data.benchmarks import datasets_of
 from wbcrepro.errors import CellsMissing, DataMissing, UsageError
 from wbcrepro.report import results
 from wbcrepro.report.evaluate import Evaluator
@@ -86,12 +88,27 @@ def test_a_changed_table_and_a_changed_array_are_noticed(exported, tmp_path):
     assert "differs from the digest" in results.check_results(folder)[0]
 
 
-def test_labels_under_a_data_use_agreement_are_not_exported(tmp_path):
-    plan = fake_plan("paper", "wbcbench-official", folds=[0])
-    predictions = from_plan(plan, fill_store(tmp_path / "store", plan))
-    with pytest.raises(UsageError, match="forbids passing labels on"):
+@pytest.mark.parametrize(
+    ("benchmark", "why"),
+    [
+        ("wbcbench-official", r'forbids passing labels on: wbcbench2026 \("never"\)'),
+        ("int20", r'int20 \("never"\)'),
+        ("raabin-wbc", r'raabin-wbc \("ask the authors"\)'),
+        ("folder", "not in the catalogue"),
+        ("csv", "not in the catalogue"),
+    ],
+)
+def test_labels_that_may_not_be_passed_on_are_not_exported(tmp_path, exported, benchmark, why):
+    predictions = replace(exported[0], benchmark=benchmark, synthetic=False)
+    with pytest.raises(UsageError, match=why):
         results.export_results(predictions, tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_every_dataset_of_a_benchmark_has_a_say():
+    assert datasets_of("sada-four") == ("acevedo20", "raabin500", "chula500", "zheng18")
+    assert datasets_of("acevedo20-lt") == datasets_of("acevedo20") == ("acevedo20",)
+    assert datasets_of("smears-demo") == datasets_of("sada-smears") == ()
 
 
 def test_a_file_above_the_limit_leaves_nothing(exported, tmp_path, monkeypatch):

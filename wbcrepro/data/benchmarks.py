@@ -84,6 +84,14 @@ def names() -> tuple[str, ...]:
     return tuple(_document()["benchmarks"])
 
 
+def datasets_of(name: str) -> tuple[str, ...]:
+    """The catalogued datasets that the images of a benchmark come from; () where they are synthetic, or none of them is
+    in the catalogue (``folder`` and ``csv``, whose images only their owner knows)."""
+    entry = _document()["benchmarks"].get(name, {"dataset": name})
+    parts = entry["parts"].values() if "parts" in entry else [entry]
+    return tuple(part["dataset"] for part in parts if part.get("dataset") in catalog.datasets())
+
+
 def load_benchmark(name: str, *, data_root: Path | None, cache: Path, progress: bool = True) -> Benchmark:
     """Open a benchmark of `benchmarks.yml`, a catalogued dataset, ``folder:PATH`` or ``csv:PATH``.
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wbcrepro.data.benchmarks import datasets_of
+from wbcrepro.data.catalog import dataset
 from wbcrepro.errors import CellsMissing, DataMissing, UsageError
 from wbcrepro.papers import load_paper
 from wbcrepro.report.claims import evaluate_claims, findings_frame
@@ -27,8 +29,9 @@ from wbcrepro.report.tables import build_table
 
 SCHEMA = 1
 FILE_LIMIT, TOTAL_LIMIT = 1_000_000, 10_000_000
-NOT_REDISTRIBUTABLE = ("wbcbench",)
-"""Benchmarks whose data-use agreement forbids passing labels on (names start with these)."""
+LABELS_MAY_TRAVEL = ("with attribution", "under its terms", "not by this project")
+"""What ``licence.redistribution`` in the catalogue may say of datasets whose labels are exported. The last is said of
+images from repositories under MIT: we copy no image, but their licence allows names and labels to be passed on."""
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> bytes:
@@ -51,11 +54,8 @@ def export_results(predictions: Predictions, root: Path, *, views: Iterable[str]
     Raises ``CellsMissing`` when no cell has finished, ``UsageError`` where labels may not be passed on or a file would
     exceed the limits (then nothing is left behind).
     """
-    if predictions.benchmark.startswith(NOT_REDISTRIBUTABLE):
-        raise UsageError(
-            f"{predictions.benchmark}: its data-use agreement forbids passing labels on, so its results are not "
-            "exported. Keep the store; share the tables with: wbcrepro report --csv"
-        )
+    if not predictions.synthetic:
+        _check_licences(predictions.benchmark)
     done = [m for m in predictions.members if m.done]
     if not done:
         raise CellsMissing(f"no finished cell to export. Make them with: {predictions.make_command()}")
@@ -113,6 +113,18 @@ def _provenance(predictions: Predictions, done: list[Member], files: dict[str, s
         "cells": [asdict(m) for m in predictions.members],
         "files": files,
     }
+
+
+def _check_licences(benchmark: str) -> None:
+    """:raises UsageError: the labels of a dataset of this benchmark may not be passed on, or nobody knows"""
+    said = {name: dataset(name).licence["redistribution"] for name in datasets_of(benchmark)}
+    refused = [f'{name} ("{words}")' for name, words in said.items() if words not in LABELS_MAY_TRAVEL]
+    if refused or not said:
+        why = f"the licence forbids passing labels on: {', '.join(refused)}" if said else "it is not in the catalogue"
+        raise UsageError(
+            f"the results of {benchmark} are not exported, because {why}. Keep the store; share the tables with: "
+            "wbcrepro report --csv"
+        )
 
 
 def _check_sizes(folder: Path) -> None:
