@@ -5,13 +5,23 @@ from dataclasses import fields
 from torch import Tensor, nn
 
 from wbcrepro.domains.algorithm import Algorithm, Minibatch, Settings
+from wbcrepro.domains.boda import BoDA, BoDASettings
+from wbcrepro.domains.coral import CORAL, CORALSettings
+from wbcrepro.domains.dann import DANN, DANNSettings
 from wbcrepro.domains.erm import ERM
+from wbcrepro.domains.mixup import Mixup, MixupSettings
+from wbcrepro.domains.selfreg import SelfReg, SelfRegSettings
 from wbcrepro.errors import UsageError
 
 __all__ = ["ALGORITHMS", "Algorithm", "Minibatch", "Settings", "make_algorithm"]
 
 ALGORITHMS: dict[str, tuple[type[Algorithm], type[Settings]]] = {
     "erm": (ERM, Settings),
+    "dann": (DANN, DANNSettings),
+    "coral": (CORAL, CORALSettings),
+    "mixup": (Mixup, MixupSettings),
+    "selfreg": (SelfReg, SelfRegSettings),
+    "boda": (BoDA, BoDASettings),
 }
 
 

@@ -99,6 +99,11 @@ class Algorithm(nn.Module):
     def before_step(self, step: int, passes: Passes) -> None:
         """Called before each update with its index: the place to refresh statistics of the whole training set."""
 
+    @property
+    def turn(self) -> str:
+        """Which of ``optimisers`` the next update steps; only adversarial algorithms have more than one."""
+        return "network"
+
     def objective(self, minibatches: list[Minibatch]) -> dict[str, Tensor]:
         """Scalars by name; ``"loss"`` is what is minimised, the others are reported beside it."""
         raise NotImplementedError
@@ -108,10 +113,8 @@ class Algorithm(nn.Module):
 
         Raises WbcreproError, before the weights change, where the loss is not finite.
         """
-        if not self.training:
-            self.train()
-        terms = self.objective(minibatches)
-        values = self.descend(terms, self.optimisers["network"])
+        self.train()
+        values = self.descend(self.objective(minibatches), self.optimisers[self.turn])
         self.step += 1
         return values
 
@@ -132,3 +135,9 @@ def join(minibatches: list[Minibatch]) -> tuple[Tensor, Tensor, Tensor]:
     x, y = (torch.cat(parts) for parts in zip(*minibatches, strict=True))
     sizes = torch.tensor([len(labels) for _, labels in minibatches], device=y.device)
     return x, y, torch.arange(len(sizes), device=y.device).repeat_interleave(sizes, output_size=len(y))
+
+
+def mean_over_domains(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, minibatches: list[Minibatch]) -> Tensor:
+    """The mean over domains of ``loss(logits, labels)`` of each; ``logits`` (N,C) in the order of `join`."""
+    parts = logits.split([len(y) for _, y in minibatches])
+    return torch.stack([loss(part, y) for part, (_, y) in zip(parts, minibatches, strict=True)]).mean()
