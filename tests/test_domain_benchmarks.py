@@ -35,7 +35,7 @@ def joined(parts: dict[str, list[dict]], classes: tuple[str, ...]):
 
 
 def build_from(parts: dict[str, list[dict]], classes: tuple[str, ...], folds: int = 5):
-    settings = SETTINGS | {"classes": classes, "parts": dict.fromkeys(parts), "folds": folds}
+    settings = SETTINGS | {"classes": classes, "parts": {lab: {} for lab in parts}, "folds": folds}
     return build("test", joined(parts, classes), settings)
 
 
@@ -47,7 +47,8 @@ def assert_nothing_on_two_sides(benchmark) -> None:
     """No content twice; no group in two folds; every row trains in some domain, and is one of its classes."""
     frame = benchmark.source.manifest.frame.iloc[benchmark.table["row"]]
     table = benchmark.table.assign(sha256=frame["sha256"].to_numpy())
-    assert set(table["set"]) == {"train"} and set(table["domain"]) <= set(benchmark.domains)
+    variants = {variant for several in benchmark.variants.values() for variant in several}
+    assert set(table["set"]) == {"train"} and set(table["domain"]) <= set(benchmark.domains) | variants
     assert table["sha256"].is_unique and table["row"].is_unique
     grouped = table[table["group"] != ""].groupby("group")
     assert (grouped["fold"].nunique() <= 1).all() and (grouped["domain"].nunique() <= 1).all()
@@ -112,19 +113,54 @@ def test_a_class_that_a_domain_lacks_is_said():
 
 
 def test_smear_laboratories(tmp_path):
-    for name, size in (("sada-tiny", 32), ("sada-smears", 64)):
+    for name, size in (("sada-tiny", 32), ("sada-smears", 64), ("boda-tiny", 32), ("boda-smears", 64)):
         benchmark = load(name, None, tmp_path)
         assert_nothing_on_two_sides(benchmark)
-        assert benchmark.synthetic and benchmark.domains == ("mgg", "wright-giemsa", "giemsa", "rapid")
+        labs = ("mgg", "wright-giemsa", *(["giemsa"] if name.startswith("sada") else []), "rapid")
+        assert benchmark.synthetic and benchmark.domains == labs
         assert "ynthetic" in benchmark.caption + benchmark.notes[0] and benchmark.degraded is None
         assert benchmark.read(0).shape == (size, size, 3)
         assert load(name, None, tmp_path).digest == benchmark.digest
         settings = benchmarks._document()["benchmarks"][name]
-        for lab, part in settings["parts"].items():
+        for lab in labs:
+            part = settings["parts"][lab]
             assert class_counts(benchmark).loc[lab].sum() == sum(part["counts"].values())
-        assert class_counts(benchmark).to_numpy().min() >= 2
+        assert list(class_counts(benchmark).index) == list(labs)
+
+
+def test_bands_and_segmented_neutrophils_are_one_class(tmp_path):
+    benchmark = load("sada-tiny", None, tmp_path)
     used = benchmark.source.manifest.frame.iloc[benchmark.table["row"]]
     assert set(used["source_label"][used["label"] == "neutrophil"]) == {"SNE", "BNE"}
+
+
+def test_smears_with_the_posters_missing_classes(tmp_path):
+    for name in ("boda-tiny", "boda-smears"):
+        counts = class_counts(load(name, None, tmp_path))
+        assert (counts["myeloblast"] > 0).tolist() == [False, True, True], "in one source, and in the unseen laboratory"
+        assert (counts["metamyelocyte"] > 0).tolist() == [True, True, False]
+    assert counts["lymphocyte_atypical"].tolist() == [0, 11, 16]
+
+
+def test_the_sweep_changes_stains_only(tmp_path):
+    sweep = [load(f"shift-smears-{shift}", None, tmp_path) for shift in ("0", "05", "1", "2")]
+    columns = ["id", "label", "fold", "group", "domain"]
+    for benchmark in sweep:
+        pd.testing.assert_frame_equal(benchmark.table[columns], sweep[0].table[columns])
+        assert_nothing_on_two_sides(benchmark)
+    assert len({benchmark.digest for benchmark in sweep}) == 4
+
+    def colours(benchmark):
+        """Distance between the mean colours of two laboratories, 12 images of each."""
+        table = benchmark.table.groupby("domain")["item"].head(12)
+        domain = benchmark.table["domain"][table.index]
+        mean = {lab: np.mean([benchmark.read(i) for i in table[domain == lab]], (0, 1, 2)) for lab in ("mgg", "giemsa")}
+        return np.linalg.norm(mean["mgg"] - mean["giemsa"])
+
+    distances = [colours(benchmark) for benchmark in sweep]
+    assert distances[0] < distances[1] < distances[2] < distances[3], distances
+    zero, two = sweep[0].source.parts["mgg"].source, sweep[3].source.parts["mgg"].source
+    assert (zero.truth(0).nucleus == two.truth(0).nucleus).all()
 
 
 def test_real_laboratories_have_their_counts(real_data, tmp_path):
@@ -147,11 +183,25 @@ def test_real_laboratories_have_their_counts(real_data, tmp_path):
     assert (acevedo <= full).all() and (acevedo > 0.25 * full).all()
 
 
+def test_thirteen_classes_of_real_laboratories(real_data, tmp_path):
+    benchmark = load("boda-real", real_data, tmp_path)
+    assert_nothing_on_two_sides(benchmark)
+    counts = class_counts(benchmark)
+    assert (counts.loc["acevedo20"] > 0).all() and counts.shape == (4, 10)
+    assert counts.loc["zheng18"][counts.loc["zheng18"] > 0].to_dict() == {
+        "neutrophil_segmented": 176, "eosinophil": 22, "lymphocyte_typical": 52, "monocyte": 48, "basophil": 1}
+    text = "\n".join(benchmark.notes)
+    assert "count as segmented and typical" in text and "score on it is over its other 5 classes" in text
+
+
 def test_missing_datasets_are_all_named_with_the_next_step(tmp_path):
     with pytest.raises(DataMissing, match="(?s)acevedo20, raabin500, chula500, zheng18.*wbcrepro data fetch"):
         load("sada-four", tmp_path, tmp_path / "cache")
     with pytest.raises(DataMissing, match="DATA="):
         load("sada-four", None, tmp_path / "cache")
+    for name, folder in (("sada-full", "ldwbc"), ("sada-external", "chula_lab500"), ("boda-full", "matek19")):
+        with pytest.raises(DataMissing, match=f"(?s)Next step.*{folder}"):
+            load(name, tmp_path, tmp_path / "cache")
 
 
 def test_older_benchmarks_keep_their_digests(real_data, tmp_path):

@@ -7,7 +7,7 @@ rest, by group where groups are known) to any catalogued dataset, ``folder:PATH`
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache as cached
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,8 @@ class Benchmark:
     """``table`` has one row an item: item (0..N-1), id, row (of the manifest), label (code into ``classes``), set
     ("train" | "test" | "test_degraded"), fold (-1 outside train, and for images that always train), group, domain. The
     degraded copy of an image has its id. ``classes`` run from head to tail. ``notes`` are caveats that belong next to
-    every number. ``domains``: the laboratories of protocol `domains` in order, each of which can be held out."""
+    every number. ``domains``: the laboratories of protocol `domains` in order, each of which can be held out;
+    ``variants``: further domains that are scored with a held-out one and never train (the same cells, other stains)."""
 
     name: str
     source: ImageSource
@@ -44,6 +45,7 @@ class Benchmark:
     table: pd.DataFrame
     degraded: Mapping | None = None
     domains: tuple[str, ...] = ()
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -122,14 +124,16 @@ def build(name: str, source: ImageSource, settings: Mapping) -> Benchmark:
     manifest = source.manifest
     classes = tuple(settings.get("classes") or _by_frequency(manifest))
     parts = PROTOCOLS[settings["protocol"]](manifest, classes, settings)
-    domains = tuple(settings["parts"]) if settings["protocol"] == "domains" else ()
+    in_domains = settings["protocol"] == "domains"
+    variants = domain_benchmarks.variants_of(settings) if in_domains else {}
+    domains = tuple(p for p in settings["parts"] if not any(p in v for v in variants.values())) if in_domains else ()
     degraded = None if domains else settings["degraded"]
     if degraded is not None:
         parts = [*parts, *(("test_degraded", rows, -1) for part, rows, _ in parts if part == "test")]
     table = _table(manifest, classes, parts)
     notes = domain_benchmarks.domain_notes(table, classes, domains) if domains else []
     benchmark = Benchmark(name, source, classes, "smears" in settings, settings["caption"],
-                          (*settings["notes"], *_notes(manifest, table), *notes), table, degraded, domains)
+                          (*settings["notes"], *_notes(manifest, table), *notes), table, degraded, domains, variants)
     empty = [c for c, n in zip(classes, benchmark.counts(), strict=True) if n == 0]
     if empty:
         raise DataMissing(f"benchmark {name}: no training image of {', '.join(empty)} in {len(manifest.frame)} rows of "

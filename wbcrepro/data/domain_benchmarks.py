@@ -65,9 +65,23 @@ def domain_source(settings: Mapping, data_root: Path | None, cache: Path, *, pro
 
 
 def _smears(name: str, part: Mapping, settings: Mapping) -> ImageSource:
-    """One laboratory. All share a seed, so cell n of a class differs between laboratories only by name."""
+    """One laboratory. All share a seed, so cell n of a class differs between laboratories only by name.
+
+    A variant shows the same cells of a laboratory under another ``stain_shift`` (0: the laboratories' mean stain).
+    """
     seed = derive_seed("smears", settings["seed"], "domains") % 2**31
-    return SmearSource(SmearSpec(counts=part["counts"], domains=(name,), seed=seed, **settings["smears"]))
+    options = {**settings["smears"], **({"stain_shift": part["stain_shift"]} if "stain_shift" in part else {})}
+    name = part.get("variant_of", name)
+    return SmearSource(SmearSpec(counts=part["counts"], domains=(name,), seed=seed, **options))
+
+
+def variants_of(settings: Mapping) -> dict[str, tuple[str, ...]]:
+    """``{laboratory: its variants}``: parts that are scored when the laboratory is held out and never train."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, part in settings["parts"].items():
+        if part and "variant_of" in part:
+            found[part["variant_of"]] = (*found.get(part["variant_of"], ()), name)
+    return found
 
 
 def _relabel(domain: str, source: ImageSource, classes: Sequence[str], names: Mapping[str, str] | None) -> _Relabelled:
