@@ -209,3 +209,65 @@ def test_classifier_normalises_uint8_and_keeps_floats():
         torch.testing.assert_close(model(images), model(floats), rtol=1e-4, atol=1e-4)
         assert model.embed(images).shape == (2, info.dim)
     assert not {"mean", "scale"} & set(model.state_dict())
+
+
+FAMILIES = [TINY, *PACKAGES, "resnet18", "resnet50", "swin_t", "convnext_tiny", "mobilenetv3_small_050"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    """(name, a classifier in eval mode, images); built once for the tests below."""
+    backbone, info = build_backbone(request.param, "random")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    return request.param, Classifier(backbone, torch.nn.Linear(info.dim, 3), info).eval(), images
+
+
+def test_pooled_maps_are_the_embedding(family):
+    name, model, images = family
+    with torch.no_grad():
+        maps = model.maps(images)
+        assert torch.equal(model.pool(maps), model.embed(images))
+    assert maps.ndim == 4 and maps.shape[2:] == (2, 2), name  # channels first: 64 / 32 on each side
+    if not name.startswith("mobilenet"):  # has a layer between pooling and head
+        assert maps.shape[1] == model.info.dim
+
+
+def test_stages_are_passed_in_order_and_early_layers_are_what_comes_before(family):
+    """Hooks see the stages run one after the other; the gradient of a stage's output reaches only the early layers."""
+    name, model, images = family
+    stages, seen = model.stages(), []
+    hooks = [stage.register_forward_hook(lambda m, i, out: seen.append(out)) for stage in stages]
+    model.embed(images)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == len(stages) == {"tf": 7, "te": 5, "mo": 6}.get(name[:2], 4)
+    side = 1 if model.channel_axis == 1 else 0
+    sizes = [out.shape[1 + side] for out in seen]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1] == 2
+    for n in range(1, len(stages) + 1):
+        model.zero_grad(set_to_none=True)
+        seen[n - 1].sum().backward(retain_graph=True)
+        reached = {id(p) for p in model.parameters() if p.grad is not None}
+        early = {id(p) for layer in model.early_layers(n) for p in layer.parameters()}
+        assert reached == early, n
+    assert model.early_layers(0) == []
+    with pytest.raises(UsageError, match=f"has {len(stages)} stages"):
+        model.early_layers(len(stages) + 1)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_tiny_patch16_224"])
+def test_networks_without_maps_or_stages_say_so(name):
+    backbone, info = build_backbone(name, "random")
+    model = Classifier(backbone, torch.nn.Identity(), info)
+    with pytest.raises(UsageError, match="no feature maps"):
+        model.maps(torch.zeros(1, 3, 224, 224))
+    with pytest.raises(UsageError, match="stages .* not known"):
+        model.early_layers(1)
+
+
+def test_maps_of_timm_networks_that_work_channels_last():
+    backbone, info = build_backbone("swin_tiny_patch4_window7_224", "random")
+    model, images = Classifier(backbone, torch.nn.Identity(), info).eval(), torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        maps = model.maps(images)
+        assert maps.shape == (1, 768, 7, 7) and torch.equal(model.pool(maps), model.embed(images))
