@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -95,6 +96,32 @@ def _take_and_die(folder: Path) -> None:
     os._exit(9)
 
 
+def test_lock_of_a_container_with_our_host_name_is_not_taken_for_that_of_a_dead_process(tmp_path):
+    gone = multiprocessing.get_context("fork").Process(target=int)
+    gone.start()
+    gone.join()
+    owner = {"pid": gone.pid, "host": socket.gethostname(), "here": "another namespace", "token": "t"}
+    (tmp_path / "lock").write_text(json.dumps(owner))
+    with pytest.raises(Locked, match=str(gone.pid)):
+        CellLock(tmp_path).__enter__()
+    assert (tmp_path / "lock").exists()
+
+
+def _no_hard_links(*paths: Path) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_lock_on_a_drive_without_hard_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", _no_hard_links)
+    with CellLock(tmp_path):
+        with pytest.raises(Locked, match=str(os.getpid())):
+            CellLock(tmp_path).__enter__()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "lock").touch()  # seen before its owner wrote into it
+    with pytest.raises(Locked):
+        CellLock(tmp_path).__enter__()
+
+
 def test_silent_lock_of_another_host_is_reclaimed_and_a_beating_one_is_not(tmp_path):
     lock = tmp_path / "lock"
     lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "token": "t"}))
@@ -128,8 +155,11 @@ def _work_once(folder: Path, barrier, log: Path) -> None:
             time.sleep(0.01)
 
 
+@pytest.mark.parametrize("hard_links", [True, False])
 @pytest.mark.parametrize("stale_lock", [False, True])
-def test_processes_that_race_for_one_lock_do_the_work_once(tmp_path, stale_lock):
+def test_processes_that_race_for_one_lock_do_the_work_once(tmp_path, stale_lock, hard_links, monkeypatch):
+    if not hard_links:
+        monkeypatch.setattr(os, "link", _no_hard_links)
     folder = tmp_path / "cell"
     folder.mkdir()
     if stale_lock:

@@ -1,18 +1,22 @@
 """A lock with a heartbeat: two processes on one cell run it once, and a lock whose owner died is reclaimed.
 
 The lock is a file created exclusively. Its owner touches it every ``BEAT`` seconds from a thread; a lock that was not
-touched for ``STALE`` seconds, or whose process on this host is gone, may be taken over. This works on shared file
-systems, where the locks of the operating system often do not.
+touched for ``STALE`` seconds, or whose process here is gone, may be taken over. "Here" is more than a host's name,
+which two containers may share while neither sees the other's processes. This works on shared file systems, where the
+locks of the operating system often do not, and on those without hard links.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
+from functools import cache
 from pathlib import Path
 
 from wbcrepro.errors import Locked
@@ -45,16 +49,29 @@ class CellLock:
             self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
-        content = {"pid": os.getpid(), "host": socket.gethostname(), "token": self._token}
+        content = {"pid": os.getpid(), "host": socket.gethostname(), "here": _here(), "token": self._token}
         temporary = self.path.with_name(f"lock.{self._token}")
         temporary.write_text(json.dumps(content), encoding="utf-8")
         try:
-            os.link(temporary, self.path)  # fails when the lock exists; the content is never seen half-written
+            return self._publish(temporary)
+        finally:
+            temporary.unlink()
+
+    def _publish(self, written: Path) -> bool:
+        """Give a file the lock's name; False when there is a lock."""
+        try:
+            os.link(written, self.path)  # the content is never seen half-written
             return True
         except FileExistsError:
             return False
-        finally:
-            temporary.unlink()
+        except OSError:  # a drive without hard links; a reader of half the content sees a fresh lock of nobody
+            pass
+        try:
+            with open(self.path, "x", encoding="utf-8") as file:
+                file.write(written.read_text(encoding="utf-8"))
+            return True
+        except FileExistsError:
+            return False
 
     def _owner(self, path: Path | None = None) -> dict:
         try:
@@ -67,7 +84,7 @@ class CellLock:
             age = time.time() - self.path.stat().st_mtime
         except FileNotFoundError:
             return True
-        if owner.get("host") == socket.gethostname() and not _alive(owner.get("pid")):
+        if owner.get("here") == _here() and not _alive(owner.get("pid")):
             return True
         return age > self.stale
 
@@ -81,10 +98,7 @@ class CellLock:
                 aside = None
             if aside and self._owner(aside).get("token") != owner.get("token"):
                 # Somebody reclaimed it between our look and our rename: the lock is theirs, give it back.
-                try:
-                    os.link(aside, self.path)
-                except FileExistsError:
-                    pass
+                self._publish(aside)
                 owner = self._owner()
             elif self._create():
                 if aside:
@@ -105,6 +119,17 @@ class CellLock:
                 os.utime(self.path)
             except OSError:
                 pass
+
+
+@cache
+def _here() -> str:
+    """A name for the processes that ours can see: of the host, its boot, and on Linux the container's namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        parts = [socket.gethostname(), boot, os.readlink("/proc/self/ns/pid")]
+    except OSError:  # where Linux does not say, trust no process number: only a lock that went silent is taken over
+        parts = [socket.gethostname(), uuid.uuid4().hex if sys.platform == "linux" else ""]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _alive(pid: int | None) -> bool:
