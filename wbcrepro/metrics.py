@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse, stats
 
 MACRO = ("macro_f1", "balanced_accuracy", "macro_precision", "macro_specificity", "macro_recall", "accuracy",
-         "macro_f1_present", "weighted_f1")
+         "macro_f1_present", "weighted_f1", "micro_f1")
 
 
 def confusion(true: np.ndarray, pred: np.ndarray, n_classes: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def _from_margins(hit: np.ndarray, support: np.ndarray, predicted: np.ndarray, m
         return _ratio(hit, predicted).mean(-1)
     if metric == "macro_specificity":
         return _ratio(total - support - predicted + hit, total - support).mean(-1)
-    if metric == "accuracy":
+    if metric in ("accuracy", "micro_f1"):  # one label an image: every false positive is another class's miss
         return _ratio(hit.sum(-1), total[..., 0])
     raise ValueError(f"unknown metric {metric!r}, expected one of {', '.join(MACRO)}")
 
@@ -73,6 +73,27 @@ def scores(true: np.ndarray, pred: np.ndarray, n_classes: int) -> dict:
         "support": support.tolist(),
     }
     return result
+
+
+def score(
+    true: np.ndarray, pred: np.ndarray, metric: str, n_classes: int, *, average_over: np.ndarray | None = None
+) -> float:
+    """One score; ``average_over`` (codes that hold every true label) limits the macro average to these classes.
+
+    A prediction outside ``average_over`` stays an error: it is missing from the recall of its image's class.
+    """
+    matrix = confusion(true, pred, n_classes)
+    margins = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    return float(_from_margins(*_only(margins, average_over), metric))
+
+
+def _only(margins: Sequence[np.ndarray], classes: np.ndarray | None) -> list[np.ndarray]:
+    """The margins (..., C) of some classes; ValueError where a left-out class has images."""
+    if classes is None:
+        return list(margins)
+    if np.delete(margins[1], classes, axis=-1).any():
+        raise ValueError("average_over leaves out a class that has images; leave its images out too")
+    return [values[..., classes] for values in margins]
 
 
 def wilson_interval(successes, total, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -110,12 +131,14 @@ def _draw_weights(labels, groups, stratified: bool, n: int, rng: np.random.Gener
 def bootstrap_draws(
     predictions: Sequence[np.ndarray], labels: np.ndarray, metric: str = "macro_f1", n: int = 2000, seed: int = 0, *,
     n_classes: int, stratified: bool = False, groups: np.ndarray | None = None,
+    rows: Sequence[np.ndarray] | None = None, average_over: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Bootstrap replicates (n, K) of ``metric`` for K prediction sets over the same N items.
 
     One resample of items serves all K sets, so differences between columns are paired. ``stratified`` keeps the class
     counts of the test set; ``groups`` resamples whole groups (patients) instead of images. The same seed, labels and
-    options give the same resamples, so two calls can be subtracted as well.
+    options give the same resamples, so two calls can be subtracted as well. ``rows`` (K masks (N,)) limits each set to
+    some of the resampled items, ``average_over`` (K arrays of codes) its macro average to some classes (see `score`).
     """
     labels = np.asarray(labels, dtype=np.int64)
     sets = [np.asarray(p, dtype=np.int64) for p in predictions]
@@ -130,9 +153,12 @@ def bootstrap_draws(
         weights = _draw_weights(labels, groups, stratified, size, rng)
         support = _class_sums(labels, None, weights, n_classes)
         for k, pred in enumerate(sets):
-            hit = _class_sums(labels, labels == pred, weights, n_classes)
-            predicted = _class_sums(pred, None, weights, n_classes)
-            out[start:start + size, k] = _from_margins(hit, support, predicted, metric)
+            keep = None if rows is None else rows[k]
+            right = labels == pred if keep is None else (labels == pred) & keep
+            there = support if keep is None else _class_sums(labels, keep, weights, n_classes)
+            margins = [_class_sums(labels, right, weights, n_classes), there,
+                       _class_sums(pred, keep, weights, n_classes)]
+            out[start:start + size, k] = _from_margins(*_only(margins, average_over and average_over[k]), metric)
     return out
 
 

@@ -14,7 +14,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     export = actions.add_parser("export", help="write the finished cells' probabilities and tables below results/")
     add_experiment_options(export)
-    export.add_argument("--views", default="none,code,dihedral", help="view averages to keep (default: all three)")
+    export.add_argument(
+        "--views", help="what to keep of each cell: none,code,dihedral (view averages) or swad,last,best (default: all)"
+    )
     export.set_defaults(run=run_export)
     rebuild = actions.add_parser("rebuild", help="recompute every committed table and compare it byte for byte")
     rebuild.add_argument(
@@ -31,17 +33,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Export one folder per plan."""
-    from wbcrepro.errors import UsageError
     from wbcrepro.experiments.store import Store
-    from wbcrepro.report.predictions import VIEWS, from_plan
+    from wbcrepro.report.designs import design_of
     from wbcrepro.report.results import export_results
 
-    views = [view.strip() for view in arguments.views.split(",") if view.strip()]
-    if not views or set(views) - set(VIEWS):
-        raise UsageError(f"--views {arguments.views}: expected names among {', '.join(VIEWS)}, separated by commas")
+    views = None if arguments.views is None else [v.strip() for v in arguments.views.split(",") if v.strip()]
     store = Store(arguments.store)
     for plan in plans(arguments, store):
-        folder = export_results(from_plan(plan, store), arguments.results, views=views)
+        folder = export_results(design_of(plan.paper).read(plan, store), arguments.results, views=views)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {len(list(folder.iterdir()))} files, {size / 1e6:.2f} MB")
     return 0

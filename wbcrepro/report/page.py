@@ -161,7 +161,8 @@ def _paper_ranks(table: Table) -> dict[tuple[str, str], str]:
     return found
 
 
-def _marked(text: str, rank: str | None) -> str:
+def marked(text: str, rank: str | None) -> str:
+    """Best bold, second underlined, as the papers print it."""
     return {"best": f'<b class="wbc-best">{text}</b>', "second": f'<u class="wbc-second">{text}</u>'}.get(
         rank or "", text
     )
@@ -172,7 +173,7 @@ def _row_html(row: Row, table: Table, metrics: list[str], logged: list[str], ran
     for metric in metrics:
         paper = row.entries[metric].paper
         text = (
-            "–" if paper is None else _marked(f"{paper[0]:.1f} ± {paper[1]:.1f}", paper_ranks.get((row.label, metric)))
+            "–" if paper is None else marked(f"{paper[0]:.1f} ± {paper[1]:.1f}", paper_ranks.get((row.label, metric)))
         )
         cells.append(f'<td class="wbc-paper">{text}</td>')
     for metric in logged:
@@ -192,21 +193,21 @@ def _ours_html(entry: Entry, row: Row, table: Table, rank: str | None) -> str:
     low, high = (100 * v for v in entry.ours.interval())
     against = f' title="against {escape(entry.reference)}"' if entry.reference else ""
     return (
-        f"{_marked(text, rank)}<br><small>[{low:.1f}, {high:.1f}]</small>"
+        f"{marked(text, rank)}<br><small>[{low:.1f}, {high:.1f}]</small>"
         f'<br><small class="wbc-verdict"{against}>{verdicts.VALUES[entry.verdict]}</small>'
     )
 
 
-def ours_text(entry: Entry, planned: int) -> str:
-    """``45.1 ± 1.2`` in percent; where not all planned folds entered, or one has no spread, their number."""
+def ours_text(entry: Entry, planned: int, unit: str = "fold") -> str:
+    """``45.1 ± 1.2`` in percent; where not all planned folds (trials) entered, or one has no spread, their number."""
     if entry.ours is None:
         return "not run"
     text = f"{100 * entry.ours.mean:.1f}"
     if entry.ours.std is not None:
         text += f" ± {100 * entry.ours.std:.1f}"
     if entry.ours.folds < planned:
-        return f"{text} ({entry.ours.folds}/{planned} folds)"
-    return text if entry.ours.std is not None else f"{text} (1 fold)"
+        return f"{text} ({entry.ours.folds}/{planned} {unit}s)"
+    return text if entry.ours.std is not None else f"{text} (1 {unit})"
 
 
 def frame_html(

@@ -2,18 +2,17 @@
 
 ``results/<paper>/<benchmark>-<profile>/`` holds ``items-<set>.npz`` (ids, labels), one
 ``probabilities-<set>-<preset>-<method>.npz`` for each group of cells, ``provenance.json``, and the tables as CSV. In
-a probabilities file each cell has arrays ``<id>/<view>`` (N, C) float16 for the identity view and the two view
-averages. Weights and images are never written, and no label of a data set whose licence forbids passing labels on.
+a probabilities file each cell has arrays ``<id>/<view>`` (N, C) float16: for papers of ``design: two_stage`` the
+identity view and the two view averages, for ``domains`` (``domain_results``) the three rules that select weights.
+Weights and images are never written, and no label of a data set whose licence forbids passing labels on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zipfile
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,10 @@ from wbcrepro.data.benchmarks import datasets_of
 from wbcrepro.data.catalog import dataset
 from wbcrepro.errors import CellsMissing, DataMissing, UsageError
 from wbcrepro.papers import load_paper
+from wbcrepro.report import domain_results
+from wbcrepro.report.archive import Arrays, write_npz
 from wbcrepro.report.claims import evaluate_claims, findings_frame
+from wbcrepro.report.domain_predictions import SELECTIONS, DomainPredictions
 from wbcrepro.report.evaluate import BOOTSTRAP_SEED, Evaluator
 from wbcrepro.report.predictions import TEST_SETS, VIEWS, Member, Predictions, Scored
 from wbcrepro.report.tables import build_table
@@ -34,37 +36,29 @@ LABELS_MAY_TRAVEL = ("with attribution", "under its terms", "not by this project
 images from repositories under MIT: we copy no image, but their licence allows names and labels to be passed on."""
 
 
-def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> bytes:
-    """A compressed ``.npz`` whose bytes depend on the arrays only (sorted names, fixed times). Returns the bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name in sorted(arrays):
-            content = io.BytesIO()
-            np.lib.format.write_array(content, np.ascontiguousarray(arrays[name]), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type, entry.external_attr, entry.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
-            archive.writestr(entry, content.getvalue())
-    path.write_bytes(buffer.getvalue())
-    return buffer.getvalue()
-
-
-def export_results(predictions: Predictions, root: Path, *, views: Iterable[str] = tuple(VIEWS)) -> Path:
+def export_results(
+    predictions: Predictions | DomainPredictions, root: Path, *, views: Iterable[str] | None = None
+) -> Path:
     """Write the finished cells of one paper, profile and benchmark below ``root`` and return the folder.
 
-    Raises ``CellsMissing`` when no cell has finished, ``UsageError`` where labels may not be passed on or a file would
-    exceed the limits (then nothing is left behind).
+    ``views``: which of the stored averages or selections to keep (default: all of the paper's design). Raises
+    ``CellsMissing`` when no cell has finished, ``UsageError`` for unknown views, where labels may not be passed on or
+    where a file would exceed the limits (then nothing is left behind).
     """
     if not predictions.synthetic:
         _check_licences(predictions.benchmark)
     done = [m for m in predictions.members if m.done]
     if not done:
         raise CellsMissing(f"no finished cell to export. Make them with: {predictions.make_command()}")
+    form = FORMATS[predictions.paper["design"]]
+    views = tuple(form.views if views is None else views)
+    if not views or set(views) - set(form.views):
+        raise UsageError(f"views {', '.join(views)}: expected some of {', '.join(form.views)}")
     folder = root / predictions.paper["name"] / f"{predictions.benchmark}-{predictions.profile}"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
-    files = _write_arrays(predictions, done, folder, tuple(views))
-    provenance = _provenance(predictions, done, files, tuple(views))
+    provenance = _provenance(predictions, done, form.write(predictions, done, folder, views), views)
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for name, text in rebuild_tables(folder).items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -77,7 +71,7 @@ def _write_arrays(predictions: Predictions, done: list[Member], folder: Path, vi
     for on in (s for s in TEST_SETS if predictions.read(done[0], s) is not None):
         first = predictions.read(done[0], on)
         items = {"ids": first.ids.astype(str), "labels": first.labels.astype(np.int16)}
-        files[f"items-{on}.npz"] = hashlib.sha256(write_npz(folder / f"items-{on}.npz", items)).hexdigest()
+        files[f"items-{on}.npz"] = write_npz(folder / f"items-{on}.npz", items)
         for preset, method in dict.fromkeys((m.preset, m.method) for m in done):
             arrays = {}
             for member in (m for m in done if (m.preset, m.method) == (preset, method)):
@@ -87,11 +81,12 @@ def _write_arrays(predictions: Predictions, done: list[Member], folder: Path, vi
                         raise ValueError(f"{member.id} predicts other images of {on} than {done[0].id}")
                     arrays[f"{member.id}/{view}"] = found.probabilities.astype(np.float16)
             name = f"probabilities-{on}-{preset}-{method}.npz"
-            files[name] = hashlib.sha256(write_npz(folder / name, arrays)).hexdigest()
+            files[name] = write_npz(folder / name, arrays)
     return files
 
 
-def _provenance(predictions: Predictions, done: list[Member], files: dict[str, str], views: tuple[str, ...]) -> dict:
+def _provenance(predictions: Predictions | DomainPredictions, done: list, files: dict, views: tuple[str, ...]) -> dict:
+    bootstrap = predictions.paper["profiles"].get(predictions.profile, {}).get("bootstrap", 1000)
     return {
         "schema": SCHEMA,
         "paper": predictions.paper["name"],
@@ -102,7 +97,8 @@ def _provenance(predictions: Predictions, done: list[Member], files: dict[str, s
         "data_digest": predictions.data_digest,
         "classes": list(predictions.classes),
         "views": list(views),
-        "bootstrap": {"n": Evaluator(predictions).n, "seed": BOOTSTRAP_SEED},
+        "notes": list(getattr(predictions, "notes", ())),
+        "bootstrap": {"n": bootstrap, "seed": BOOTSTRAP_SEED},
         "cells_done": len(done),
         "command": f"make reproduce PAPER={predictions.paper['name']} PROFILE={predictions.profile} "
         f"DATASET={predictions.benchmark} DATA=<folder of the images>",
@@ -147,27 +143,29 @@ def list_results(root: Path, paper: str | None = None) -> list[Path]:
     return sorted(p.parent for p in Path(root).glob(f"{paper or '*'}/*/provenance.json"))
 
 
-def open_results(folder: Path) -> Predictions:
-    """Committed results as `Predictions`. Raises ``DataMissing`` when the folder holds none."""
+def open_results(folder: Path) -> Predictions | DomainPredictions:
+    """Committed results as the predictions of their paper's design. ``DataMissing`` when the folder holds none."""
+    value = _read_provenance(folder)
+    return FORMATS[load_paper(value["paper"])["design"]].open(folder, value)
+
+
+def _read_provenance(folder: Path) -> dict:
     path = folder / "provenance.json"
     if not path.is_file():
         raise DataMissing(f"{folder} holds no results (no provenance.json). List them with: wbcrepro results list")
-    value = json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _open_arrays(folder: Path, value: dict) -> Predictions:
     members = tuple(Member(**{**cell, "train_counts": tuple(cell["train_counts"])}) for cell in value["cells"])
     groups = {m.id: (m.preset, m.method) for m in members}
-    loaded: dict[str, dict[str, np.ndarray]] = {}
-
-    def arrays(name: str) -> dict[str, np.ndarray] | None:
-        if name not in loaded and (folder / name).is_file():
-            with np.load(folder / name, allow_pickle=False) as file:
-                loaded[name] = {key: file[key] for key in file.files}
-        return loaded.get(name)
+    arrays = Arrays(folder)
 
     def reader(member_id: str, on: str, view: str) -> Scored | None:
-        items = arrays(f"items-{on}.npz")
+        items = arrays.get(f"items-{on}.npz")
         preset, method = groups[member_id]
-        found = (arrays(f"probabilities-{on}-{preset}-{method}.npz") or {}).get(f"{member_id}/{view}")
-        if items is None or found is None:
+        found = arrays.get(f"probabilities-{on}-{preset}-{method}.npz").get(f"{member_id}/{view}")
+        if not items or found is None:
             return None
         return Scored(items["ids"], items["labels"].astype(np.int64), found.astype(np.float64))
 
@@ -181,8 +179,11 @@ def open_results(folder: Path) -> Predictions:
 
 def rebuild_tables(folder: Path) -> dict[str, str]:
     """``{file name: CSV text}`` of every table of a results folder, computed from its probabilities."""
-    predictions = open_results(folder)
-    n = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["bootstrap"]["n"]
+    predictions, n = open_results(folder), _read_provenance(folder)["bootstrap"]["n"]
+    return FORMATS[predictions.paper["design"]].tables(predictions, n)
+
+
+def _tables(predictions: Predictions, n: int) -> dict[str, str]:
     found: dict[str, str] = {}
     presets = dict.fromkeys(m.preset for m in predictions.members)
     for name, definition in predictions.paper["tables"].items():
@@ -201,9 +202,8 @@ def rebuild_tables(folder: Path) -> dict[str, str]:
 
 def check_results(folder: Path) -> list[str]:
     """What differs between the committed tables and those rebuilt from the probabilities; empty when nothing does."""
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     wrong = []
-    for name, digest in provenance["files"].items():
+    for name, digest in _read_provenance(folder)["files"].items():
         path = folder / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             wrong.append(f"{path} is missing or differs from the digest in provenance.json")
@@ -216,3 +216,24 @@ def check_results(folder: Path) -> list[str]:
             wrong.append(f"{path} differs from the table that its probabilities give")
     stray = {p.name for p in folder.glob("*.csv")} - set(rebuilt)
     return wrong + [f"{folder / name} is rebuilt by nothing" for name in sorted(stray)]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the results of one design are written, opened and turned into tables."""
+
+    views: tuple[str, ...]
+    write: Callable
+    open: Callable
+    tables: Callable
+
+
+FORMATS = {
+    "two_stage": Format(tuple(VIEWS), _write_arrays, _open_arrays, _tables),
+    "domains": Format(
+        SELECTIONS,
+        domain_results.write_domain_arrays,
+        domain_results.open_domain_results,
+        domain_results.rebuild_domain_tables,
+    ),
+}

@@ -141,7 +141,7 @@ class Table:
             "provenance": {name: p.facts(name) for name in ("commit", "hardware", "date", "seed")},
             "rows": [
                 {"label": row.label, "cells": list(row.cells), "missing": list(row.missing), "command": row.command,
-                 "entries": {metric: _entry_json(entry) for metric, entry in row.entries.items()}}
+                 "entries": {metric: entry_json(entry) for metric, entry in row.entries.items()}}
                 for row in self.rows
             ],
         }  # fmt: skip
@@ -152,7 +152,8 @@ def sentence(words: str) -> str:
     return words[:1].upper() + words[1:].rstrip(".") + "." if words else ""
 
 
-def _entry_json(entry: Entry) -> dict:
+def entry_json(entry: Entry) -> dict:
+    """An entry's fields in a table's JSON."""
     paper = entry.paper or (None, None)
     rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in entry.numbers().items()}
     return {
