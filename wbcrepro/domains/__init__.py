@@ -9,6 +9,7 @@ from wbcrepro.domains.boda import BoDA, BoDASettings
 from wbcrepro.domains.coral import CORAL, CORALSettings
 from wbcrepro.domains.dann import DANN, DANNSettings
 from wbcrepro.domains.erm import ERM
+from wbcrepro.domains.mixstyle import MixStyle, MixStyleSettings
 from wbcrepro.domains.mixup import Mixup, MixupSettings
 from wbcrepro.domains.sada import SADA, SADASettings
 from wbcrepro.domains.selfreg import SelfReg, SelfRegSettings
@@ -23,6 +24,7 @@ ALGORITHMS: dict[str, tuple[type[Algorithm], type[Settings]]] = {
     "mixup": (Mixup, MixupSettings),
     "selfreg": (SelfReg, SelfRegSettings),
     "boda": (BoDA, BoDASettings),
+    "mixstyle": (MixStyle, MixStyleSettings),
     "sada": (SADA, SADASettings),
 }
 
