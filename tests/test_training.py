@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from wbcrepro import augment, checkpoints, training
@@ -175,6 +176,34 @@ def _stop_after(real, name):
             raise KeyboardInterrupt
         real(source, target)
     return replace_
+
+
+@pytest.mark.parametrize("killed_in", ["save_checkpoint", "save_weights"])
+def test_best_weights_are_of_an_epoch_in_the_history_also_where_epochs_do_not_repeat(tmp_path, monkeypatch, killed_in):
+    """Killed as epoch 1, the best, is written; on a GPU it may be worse when it is run again."""
+    validate, write, seen = training._validate, getattr(checkpoints, killed_in), {}
+    scores = iter([0.5, 0.9, 0.3, 0.1])
+
+    def scored(model, *rest):
+        score = next(scores)
+        seen[score] = {name: value.clone() for name, value in model.state_dict().items()}
+        return validate(model, *rest) | {"macro_f1": score}
+
+    def killed(*arguments):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(training, "_validate", scored)
+    monkeypatch.setattr(training, killed_in, killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.setattr(training, killed_in, write)
+    _, result = run(tmp_path)
+    best = result.history[result.best_epoch]["macro_f1"]
+    assert best == max(line["macro_f1"] for line in result.history)
+    stored = load_file(result.best_state)
+    assert all(torch.equal(stored[name], value) for name, value in seen[best].items())
 
 
 def test_checkpoint_of_other_settings_is_refused(tmp_path):

@@ -100,6 +100,8 @@ def fit(model: Classifier, images: np.ndarray, labels: np.ndarray, train_idx: np
                                 labels[val_idx])
         history = resume(folder, parts, identity, device)
         best = max(history, key=lambda line: line[cfg.monitor], default=None)  # the first of equals
+        if best is not None and best is history[-1]:
+            save_weights(model, folder / "best.safetensors")  # a kill after this checkpoint may have come before it
         pixels = Pixels(images, np.concatenate([train_idx, val_idx]), device)
         steps = len(batches(train_idx, cfg))
         bar = tqdm(total=cfg.epochs * steps, initial=len(history) * steps, desc="train", unit="step",
@@ -111,10 +113,12 @@ def fit(model: Classifier, images: np.ndarray, labels: np.ndarray, train_idx: np
             schedule.step()
             line |= _validate(model, pixels, labels, val_idx, cfg, classes)
             history.append(line | {"seconds": round(time.perf_counter() - start, 3)})
+            # The checkpoint comes first: a device that does not repeat itself may score a lost epoch otherwise again,
+            # and the best weights must be those of an epoch that the history has.
+            save_checkpoint(folder, parts, identity, history, device)
             if best is None or line[cfg.monitor] > best[cfg.monitor]:
                 best = history[-1]
                 save_weights(model, folder / "best.safetensors")
-            save_checkpoint(folder, parts, identity, history, device)
             bar.set_postfix(epoch=epoch, loss=f"{line['loss']:.3f}", **{cfg.monitor: f"{line[cfg.monitor]:.3f}"})
         bar.close()
     save_weights(model, folder / "last.safetensors")
