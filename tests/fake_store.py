@@ -34,6 +34,7 @@ class FakePlan:
     profile: str
     benchmark: FakeBenchmark
     cells: tuple[Cell, ...]
+    options: str = "--profile demo"
 
     def find(self, **labels):
         return [c for c in self.cells if all(c.labels.get(k) == v for k, v in labels.items())]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from wbcrepro.data.benchmarks import load_benchmark
-from wbcrepro.errors import DataMissing, UsageError
+from wbcrepro.errors import CellsMissing, DataMissing, UsageError
 from wbcrepro.experiments import plan as planning
-from wbcrepro.experiments.run import Context
+from wbcrepro.experiments.run import Context, run_cell
 from wbcrepro.experiments.store import Store
 from wbcrepro.papers import load_paper
 
@@ -64,6 +64,36 @@ def test_only_the_folds_that_exist_are_planned(tmp_path, monkeypatch):
 def test_unknown_cell_names_the_command_that_lists_them(tiny):
     with pytest.raises(UsageError, match="wbcrepro plan --paper decoupled --profile tiny"):
         tiny.cell("train-000000000000")
+
+
+def test_errors_repeat_the_options_of_the_plan(tmp_path):
+    store = Store(tmp_path)
+    plan = planning.make_plan("decoupled", "tiny", store=store, weights="random", accumulate=2, progress=False)
+    head = plan.find(method="decoupled", preset="paper")[0]
+    told = f"--paper decoupled --profile tiny --weights random --accumulate 2 --store {tmp_path}"
+    with pytest.raises(CellsMissing, match=re.escape(f"wbcrepro run-cell {head.parents[0]} {told}")):
+        run_cell(head, plan, store, device=torch.device("cpu"))
+    with pytest.raises(CellsMissing, match=re.escape(f" {told}")):
+        Context(head, store, plan, torch.device("cpu")).parent("pixels")
+    with pytest.raises(CellsMissing, match="No plan that this store has seen"):
+        store.require(head.id)
+    planning.save_plan(plan, store)
+    with pytest.raises(CellsMissing, match=re.escape(f"wbcrepro run-cell {head.id} {told}")):
+        store.require(head.id)  # what `wbcrepro predict --run ID` says
+
+
+def test_saved_plans_keep_their_options_and_no_path(tmp_path, monkeypatch):
+    one_network(monkeypatch)
+    store, weights = Store(tmp_path / "s"), tmp_path / "w.pth"
+    weights.write_bytes(b"some weights")
+    for given in ({}, {"accumulate": 2}, {"weights": str(weights), "data": tmp_path}):
+        planning.save_plan(planning.make_plan("decoupled", "tiny", store=store, progress=False, **given), store)
+    text = (tmp_path / "s" / "plan.json").read_text()
+    told = [plan["options"] for plan in json.loads(text)["plans"]]
+    assert told[:2] == ["--profile tiny", "--profile tiny --accumulate 2"] and str(tmp_path) not in text
+    assert re.fullmatch("--profile tiny --data FOLDER_OF_THE_DATASETS --weights file:[0-9a-f]{12}", told[2])
+    folder = {"profile": "demo", "dataset": f"folder:{tmp_path}"}
+    assert planning.option_words(planning._without_paths(folder)) == "--profile demo --dataset folder:PATH"
 
 
 def test_every_profile_names_what_its_tables_need():

@@ -1,14 +1,21 @@
 """Tables from stored predictions, against a table computed by hand and against direct calls of the metrics."""
 
+import copy
+import dataclasses
 import json
+import shlex
 
 import numpy as np
 import pytest
 from fake_store import fake_plan, fill_store
 
 from wbcrepro import metrics
+from wbcrepro.cli import build_parser
+from wbcrepro.experiments.plan import make_plan
+from wbcrepro.experiments.store import Store
 from wbcrepro.inference.ensemble import mean_probabilities
 from wbcrepro.inference.tta import CODE_WEIGHTS
+from wbcrepro.papers import load_paper
 from wbcrepro.report import verdicts
 from wbcrepro.report.ablations import effects_frame, factorial, methods_frame, presets_frame
 from wbcrepro.report.evaluate import Estimate, Evaluator, Spec, average, highest, scored
@@ -121,10 +128,33 @@ def test_missing_cells_leave_holes_that_name_their_command(tmp_path):
     assert table.frame()["verdict"].unique().tolist() == ["not run"]
 
 
-def test_a_row_that_the_profile_leaves_out_names_the_profile_that_has_it(filled):
+def test_a_row_that_the_profile_leaves_out_names_a_profile_that_has_it(filled):
     table = build_table(filled[2], preset="code")
     swin = next(row for row in table.rows if row.label == "Supervised (Swin)")
-    assert not swin.cells and swin.command == "make reproduce PAPER=decoupled PROFILE=paper"
+    assert not swin.cells and swin.left_out and not table.rows[0].left_out
+    assert swin.command == "wbcrepro reproduce --paper decoupled --profile mini"
+    named = load_paper("decoupled")["profiles"]["mini"]
+    assert "swin" in named["presets"]["code"] and "supervised" in named["methods"]["code"]
+    assert "left out by this profile, run by another: Supervised (Swin), Decoupled (Swin)" in table_text(table)
+    paper = copy.deepcopy(load_paper("decoupled"))
+    paper["profiles"]["mini"]["presets"]["code"] = ["r50"]
+    table = build_table(dataclasses.replace(filled[2], paper=paper), preset="code")
+    assert "run by no profile in this preset: Supervised (Swin)" in table_html(table)
+
+
+def test_holes_repeat_the_options_that_the_plan_was_asked_with(tmp_path):
+    store = Store(tmp_path / "a store")
+    asked = {"dataset": "smears-demo", "weights": "random", "accumulate": 2}
+    plan = make_plan("decoupled", "tiny", store=store, data=tmp_path, progress=False, **asked)
+    words = f"--profile tiny --data {tmp_path} --dataset smears-demo --weights random --accumulate 2 "
+    words += f"--store '{tmp_path}/a store'"
+    found = from_plan(plan, store)
+    assert found.make_command() == f"wbcrepro reproduce --paper decoupled {words}"
+    assert found.run_command(found.members[0]) == f"wbcrepro run-cell {found.members[0].id} --paper decoupled {words}"
+    parsed = build_parser().parse_args(shlex.split(found.make_command())[1:])
+    again = make_plan("decoupled", parsed.profile, store=store, dataset=parsed.dataset, weights=parsed.weights,
+                      accumulate=parsed.accumulate, progress=False)  # fmt: skip
+    assert {cell.id for cell in again.cells} == {cell.id for cell in plan.cells}
 
 
 def test_members_with_other_images_are_refused(tmp_path):

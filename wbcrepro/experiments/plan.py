@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wbcrepro.data.benchmarks import Benchmark, load_benchmark
@@ -36,6 +37,21 @@ class Plan:
     cells: tuple[Cell, ...]
     weights_file: Path | None = None
     """Where the weights lie that the cells know as ``file:<digest>``; None where the file is not at hand."""
+    asked: dict = field(default_factory=dict, compare=False)
+    """What the command line was asked for, by option: profile, data, dataset, weights, accumulate, store."""
+
+    @property
+    def options(self) -> str:
+        """The options that make ``wbcrepro`` see the same plan: to be printed, not stored, for they hold paths."""
+        return option_words(self.asked)
+
+    def run_command(self, cell_id: str) -> str:
+        """The command that runs one cell."""
+        return f"wbcrepro run-cell {cell_id} --paper {self.paper} {self.options}".rstrip()
+
+    def make_command(self) -> str:
+        """The command that runs every cell that is missing."""
+        return f"wbcrepro reproduce --paper {self.paper} {self.options}".rstrip()
 
     def cell(self, cell_id: str) -> Cell:
         """The cell with this id; ``UsageError`` when the plan has none."""
@@ -44,7 +60,7 @@ class Plan:
                 return cell
         raise UsageError(
             f"{cell_id} is not a cell of {self.paper} in profile {self.profile} on {self.benchmark.name}. "
-            f"List the cells with: wbcrepro plan --paper {self.paper} --profile {self.profile}"
+            f"List the cells with: wbcrepro plan --paper {self.paper} {self.options or f'--profile {self.profile}'}"
         )
 
     def find(self, **labels: object) -> list[Cell]:
@@ -65,6 +81,7 @@ class Plan:
             "profile": self.profile,
             "benchmark": self.benchmark.name,
             "data_digest": self.benchmark.digest,
+            "options": option_words(_without_paths(self.asked)),
             "cells": cells,
         }
 
@@ -105,7 +122,25 @@ def make_plan(
             "files into the folder checkpoints/ of torch's hub cache, where hub finds them"
         )
     unique = {cell.id: cell for cell in cells}
-    return Plan(paper, profile, benchmark, tuple(unique.values()), file)
+    asked = {"profile": profile, "data": data, "dataset": dataset, "weights": weights, "accumulate": accumulate}
+    return Plan(paper, profile, benchmark, tuple(unique.values()), file, asked | {"store": store.path})
+
+
+def option_words(asked: dict) -> str:
+    """Options as a shell reads them; those that were not given are left out."""
+    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in asked.items() if value is not None)
+
+
+def _without_paths(asked: dict) -> dict:
+    """Options fit to be stored: a file of weights by its digest, a word for the folders."""
+    told = {name: value for name, value in asked.items() if name != "store"}
+    if told.get("data"):
+        told["data"] = "FOLDER_OF_THE_DATASETS"
+    if told.get("weights"):
+        told["weights"] = named_weights(told["weights"])[0]
+    if ":" in str(told.get("dataset")):
+        told["dataset"] = told["dataset"].partition(":")[0] + ":PATH"
+    return told
 
 
 def named_weights(weights: str) -> tuple[str, Path | None]:
@@ -124,15 +159,15 @@ def named_weights(weights: str) -> tuple[str, Path | None]:
 
 
 def save_plan(plan: Plan, store: Store) -> Path:
-    """Write ``STORE/plan.json``; plans of other papers and profiles that are there stay."""
+    """Write ``STORE/plan.json``; plans of other papers and options that are there stay."""
     path = store.path / "plan.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        plans = {(p["paper"], p["profile"], p["benchmark"]): p for p in json.loads(path.read_text())["plans"]}
+        plans = {(p["paper"], p["options"]): p for p in json.loads(path.read_text())["plans"]}
     except (OSError, ValueError, KeyError):
         plans = {}
     value = plan.to_json()
-    plans[value["paper"], value["profile"], value["benchmark"]] = value
+    plans[value["paper"], value["options"]] = value
     write_json(path, {"schema": SCHEMA, "plans": [plans[key] for key in sorted(plans)]})
     return path
 

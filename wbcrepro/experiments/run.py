@@ -70,6 +70,7 @@ class Context:
         while pending:
             cell_id = pending.pop(0)
             if cell_id.startswith(f"{kind}-"):
+                _require(cell_id, self.cell, self.plan, self.store)
                 return self.store.require(cell_id)
             pending += self.plan.cell(cell_id).parents
         raise LookupError(f"{self.cell.id} has no ancestor of kind {kind}")
@@ -85,11 +86,7 @@ def run_cell(cell: Cell, plan: Plan, store: Store, *, device: torch.device, prog
     if store.done(cell.id):
         return store.require(cell.id)
     for parent in cell.parents:
-        if not store.done(parent):
-            raise CellsMissing(
-                f"{cell.id} builds on {parent}, which is not in the store {store.path}. Make it with: "
-                f"wbcrepro run-cell {parent} --paper {plan.paper} --profile {plan.profile} --store {store.path}"
-            )
+        _require(parent, cell, plan, store)
     keep_freed_memory()
     folder = store.folder(cell.id)
     with CellLock(folder):
@@ -106,6 +103,14 @@ def run_cell(cell: Cell, plan: Plan, store: Store, *, device: torch.device, prog
         for leftover in (*folder.glob("checkpoint*.pt"), folder / "error.json"):
             leftover.unlink(missing_ok=True)
     return store.require(cell.id)
+
+
+def _require(needed: str, cell: Cell, plan: Plan, store: Store) -> None:
+    if not store.done(needed):
+        raise CellsMissing(
+            f"{cell.id} builds on {needed}, which is not in the store {store.path}. "
+            f"Make it with: {plan.run_command(needed)}"
+        )
 
 
 def shard_of(cell: Cell, plan: Plan, count: int) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,11 +117,20 @@ class Store:
         """The finished cell; ``CellsMissing`` names the command that makes it."""
         found = self.get(cell_id)
         if found is None:
-            raise CellsMissing(
-                f"cell {cell_id} is not in the store {self.path}. "
-                f"Make it with: wbcrepro run-cell {cell_id} --store {self.path}"
-            )
+            raise CellsMissing(f"cell {cell_id} is not in the store {self.path}. {self._advice(cell_id)}")
         return found
+
+    def _advice(self, cell_id: str) -> str:
+        """The command that makes a cell, from the plans that the store has seen."""
+        path = self.path / "plan.json"
+        for plan in read_json(path)["plans"] if path.is_file() else []:
+            if any(cell["id"] == cell_id for cell in plan["cells"]):
+                told = f"--paper {plan['paper']} {plan.get('options') or '--profile ' + plan['profile']}"
+                return f"Make it with: wbcrepro run-cell {cell_id} {told} --store {shlex.quote(str(self.path))}"
+        return (
+            "No plan that this store has seen names it. List the cells of a plan with: wbcrepro plan --paper PAPER "
+            f"--profile PROFILE --store {shlex.quote(str(self.path))}"
+        )
 
     def cells(self, kind: str | None = None, **config: object) -> list[StoredCell]:
         """Finished cells of a kind whose configuration has these values, in order of id."""

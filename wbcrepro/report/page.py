@@ -69,8 +69,10 @@ def table_html(table: Table, name: str | None = None) -> Html:
     metrics = list(table.metrics)
     halves = "".join(_half_html(table, metrics[i : i + 2]) for i in range(0, len(metrics), 2))
     cells = [i for row in table.rows for i in row.cells]
-    commands = sorted({row.command for row in table.rows if row.command})
-    holes = "".join(f'<p class="wbc-source">Holes are filled by: <code>{escape(c)}</code></p>' for c in commands)
+    holes = "".join(
+        f'<p class="wbc-source">{escape(words)}{f": <code>{escape(command)}</code>" if command else ""}</p>'
+        for words, command in table.holes()
+    )
     links = [download(name, table.to_csv(), "CSV")]
     return Html(
         f"{banner(table.predictions.synthetic, table.predictions.caption)}<p>{escape(table.caption())}</p>{halves}"

@@ -95,7 +95,7 @@ class Predictions:
 
     def run_command(self, member: Member) -> str:
         """The command that fills the hole of a missing member."""
-        return f"wbcrepro run-cell {member.id} {self.options}".strip()
+        return f"wbcrepro run-cell {member.id} --paper {self.paper['name']} {self.options}".strip()
 
     def make_command(self) -> str:
         """The command behind every table of this paper and profile."""
@@ -110,7 +110,7 @@ class Predictions:
         return sorted({str(m.facts[name]) for m in self.members if m.done and m.facts.get(name)})
 
 
-def from_plan(plan: Plan, store: Store, options: str | None = None) -> Predictions:
+def from_plan(plan: Plan, store: Store) -> Predictions:
     """The classifiers of a plan, read from a store on demand."""
     from wbcrepro.papers import load_paper
 
@@ -128,12 +128,9 @@ def from_plan(plan: Plan, store: Store, options: str | None = None) -> Predictio
         return Scored(found[f"{on}_ids"], found[f"{on}_labels"].astype(np.int64), probabilities)
 
     benchmark = plan.benchmark
-    if options is None:
-        options = f"--profile {plan.profile} --dataset {benchmark.name} --store {store.path}"
-        options += "" if benchmark.synthetic else " --data FOLDER_OF_THE_IMAGES"
     return Predictions(
         load_paper(plan.paper), plan.profile, benchmark.name, benchmark.caption, benchmark.synthetic, benchmark.digest,
-        tuple(benchmark.classes), members, reader, options,
+        tuple(benchmark.classes), members, reader, plan.options,
     )  # fmt: skip
 
 

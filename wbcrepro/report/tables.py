@@ -12,7 +12,7 @@ import pandas as pd
 from wbcrepro.errors import UsageError
 from wbcrepro.report import verdicts
 from wbcrepro.report.evaluate import Estimate, Evaluator, Spec, average, members_of
-from wbcrepro.report.predictions import VIEWS, Predictions
+from wbcrepro.report.predictions import VIEWS, Member, Predictions
 
 SCHEMA = 1
 """Version of a table's JSON and CSV; the fields are described in `Table.to_json`."""
@@ -56,6 +56,8 @@ class Row:
     missing: tuple[str, ...]
     command: str
     """What fills the hole; empty when there is none."""
+    left_out: bool = False
+    """Whether the profile does not plan the row. Then ``command`` makes it in a profile that does, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,17 @@ class Table:
     def any_result(self) -> bool:
         """Whether at least one row has a value."""
         return any(entry.ours is not None for row in self.rows for entry in row.entries.values())
+
+    def holes(self) -> list[tuple[str, str]]:
+        """Pairs of which rows have holes, in words, and the command that fills them (empty where nothing does)."""
+        groups: dict[tuple[str, bool], list[str]] = {}
+        for row in self.rows:
+            if row.command or row.left_out:
+                groups.setdefault((row.command, row.left_out), []).append(row.label)
+        return [
+            (f"{_why(command, left_out)} {', '.join(labels)}", command)
+            for (command, left_out), labels in groups.items()
+        ]
 
     @property
     def folds(self) -> int:
@@ -130,8 +143,8 @@ class Table:
         """The JSON of ``wbcrepro report``: ``schema, table, title, paper, profile, benchmark, data_digest,
         synthetic, set, preset, caption, provenance`` and ``rows``.
 
-        A row has ``label, cells, missing, command, entries``; an entry ``paper_mean, paper_std, code_log, mean, std,
-        low, high, folds, verdict, reference``. Values in percent, null where there is none.
+        A row has ``label, cells, missing, command, left_out, entries``; an entry ``paper_mean, paper_std, code_log,
+        mean, std, low, high, folds, verdict, reference``. Values in percent, null where there is none.
         """
         p = self.predictions
         return {
@@ -141,6 +154,7 @@ class Table:
             "provenance": {name: p.facts(name) for name in ("commit", "hardware", "date", "seed")},
             "rows": [
                 {"label": row.label, "cells": list(row.cells), "missing": list(row.missing), "command": row.command,
+                 "left_out": row.left_out,
                  "entries": {metric: entry_json(entry) for metric, entry in row.entries.items()}}
                 for row in self.rows
             ],
@@ -180,16 +194,10 @@ def build_table(
         entries = {m: _entry(evaluator, definition, specs, label, m) for m in definition["metrics"]}
         planned = members_of(predictions, spec)
         missing = tuple(m.id for m in planned if not m.done)
-        rows.append(
-            Row(
-                label,
-                spec,
-                entries,
-                tuple(m.id for m in planned if m.done),
-                missing,
-                _command(predictions, spec, definition),
-            )
-        )
+        left_out = {m.backbone for m in planned} < set(spec.backbones)
+        command = _elsewhere(paper, definition, spec) if left_out else _command(predictions, planned)
+        there = tuple(m.id for m in planned if m.done)
+        rows.append(Row(label, spec, entries, there, missing, command, left_out))
     return Table(name, definition["title"], definition["metrics"], tuple(rows), on, preset, predictions, evaluator.n)
 
 
@@ -203,12 +211,31 @@ def row_spec(paper: dict, table: str, label: str, preset: str) -> Spec:
     return Spec(row["method"], tuple(row["backbones"]), preset, view, quota=bool(paper["presets"][preset].get("quota")))
 
 
-def _command(predictions: Predictions, spec: Spec, definition: dict) -> str:
-    planned = members_of(predictions, spec)
+def _command(predictions: Predictions, planned: list[Member]) -> str:
     lacking = [m for m in planned if not m.done]
-    if len({m.backbone for m in planned}) < len(spec.backbones):
-        return f"make reproduce PAPER={predictions.paper['name']} PROFILE={definition['profiles'][-1]}"
     return predictions.run_command(lacking[0]) if len(lacking) == 1 else predictions.make_command() if lacking else ""
+
+
+def _why(command: str, left_out: bool) -> str:
+    if not left_out:
+        return "holes in"
+    return "left out by this profile, run by another:" if command else "run by no profile in this preset:"
+
+
+def profiles_with(paper: dict, definition: dict, spec: Spec) -> list[str]:
+    """The profiles of a table, in its order, that plan a row: its preset with its method and all of its backbones."""
+    profiles = {name: paper["profiles"][name] for name in definition["profiles"]}
+    return [
+        name
+        for name, p in profiles.items()
+        if set(spec.backbones) <= set(p["presets"].get(spec.preset, ()))
+        and spec.method in p["methods"].get(spec.preset, ())
+    ]
+
+
+def _elsewhere(paper: dict, definition: dict, spec: Spec) -> str:
+    found = profiles_with(paper, definition, spec)
+    return f"wbcrepro reproduce --paper {paper['name']} --profile {found[-1]}" if found else ""
 
 
 def _entry(evaluator: Evaluator, definition: dict, specs: dict[str, Spec], label: str, metric: str) -> Entry:

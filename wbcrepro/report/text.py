@@ -26,8 +26,4 @@ def table_text(table: Table) -> str:
     lines.append("ours: * best, _ second; intervals, verdicts and the code's log are in --csv and --json")
     if table.predictions.synthetic:
         lines.append("SYNTHETIC IMAGES: these numbers show a mechanism and are no evidence about blood.")
-    holes: dict[str, list[str]] = {}
-    for row in table.rows:
-        if row.command:
-            holes.setdefault(row.command, []).append(row.label)
-    return "\n".join(lines + [f"holes in {', '.join(labels)}: {command}" for command, labels in holes.items()])
+    return "\n".join(lines + [": ".join(filter(None, pair)) for pair in table.holes()])
