@@ -262,20 +262,6 @@ def _scored(evaluator: DomainEvaluator, specs: dict[str, DomainSpec], column: Co
     return (images, classes) if column.laboratories else None
 
 
-def sweep_frame(table: DomainTable, definition: dict | None = None) -> pd.DataFrame:
-    """The points of a sweep: parameter, value, and per metric mean, std, low, high (percent; NaN for holes), paper."""
-    definition = definition or definition_of(table.predictions.paper, table.name)
-    lines = []
-    for line, row in zip(rows_of(definition), table.rows, strict=True):
-        for (_, metric), entry in row.entries.items():
-            numbers = entry.numbers()
-            lines.append(
-                {"parameter": line["parameter"], "value": line["value"], "metric": metric,
-                 "paper": entry.paper[0] if entry.paper else None, **numbers}
-            )  # fmt: skip
-    return pd.DataFrame(lines)
-
-
 def estimate_of(table: DomainTable, row: str, column: str, metric: str) -> Estimate | None:
     """Our estimate in one cell (for prose that quotes a number)."""
     found = next(r for r in table.rows if r.label == row)
