@@ -70,7 +70,7 @@ def weights(folder) -> dict[str, bytes]:
 
 def test_learns_and_writes_what_it_promises(tmp_path):
     _, result = run(tmp_path, replace(FAST, steps=41, checkpoint_every=10))
-    assert sorted(os.listdir(tmp_path)) == sorted([*FILES, "checkpoint.pt", "checkpoint.previous.pt", "log.jsonl"])
+    assert sorted(os.listdir(tmp_path)) == sorted([*FILES, "checkpoint.pt", "log.jsonl"])
     assert [line["step"] for line in result.history] == [0, 10, 20, 30, 40] and result.steps_run == 41
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == result.history
     assert result.history[-1]["train"]["loss"] < 0.7 * result.history[0]["train"]["loss"]
@@ -189,14 +189,51 @@ def test_interrupted_between_checkpoints(tmp_path, monkeypatch, name, settings):
     assert [line["step"] for line in result.history] == [0, 4, 8, 12]
 
 
-def test_a_truncated_checkpoint_falls_back(tmp_path):
-    run(tmp_path)
-    whole, current = weights(tmp_path), tmp_path / checkpoints.CURRENT
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch):
+    run(tmp_path / "whole")
+    model, starts = algorithm(), []
+    real, update = domain_training._next_checkpoint, model.update
+    monkeypatch.setattr(model, "update", lambda batches: _stop() if int(model.step) == 10 else update(batches))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", model=model)
+    current = tmp_path / "cut" / checkpoints.CURRENT
     current.write_bytes(current.read_bytes()[: current.stat().st_size // 2])
-    for name in FILES:
-        (tmp_path / name).unlink(missing_ok=name != "best.safetensors")
+    monkeypatch.setattr(domain_training, "_next_checkpoint", lambda *a: (starts.append(a[4]), real(*a))[1])
+    run(tmp_path / "cut")
+    assert starts == [5, 9] and weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def _stop():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("killed_in", ["save_checkpoint", "save_weights"])
+def test_best_weights_are_of_a_line_of_the_history_also_where_steps_do_not_repeat(tmp_path, monkeypatch, killed_in):
+    """Killed as step 4, the best, is written; on a GPU it may be worse when it is run again."""
+    validate, write, seen = domain_training._validate, getattr(domain_training, killed_in), {}
+    scores = iter([0.5, 0.9, 0.3, 0.1, 0.2])
+
+    def scored(model, sources):
+        score = next(scores)
+        seen[score] = {name: value.clone() for name, value in model.network.state_dict().items()}
+        return validate(model, sources) | {"val_accuracy": score}
+
+    monkeypatch.setattr(domain_training, "_validate", scored)
+    monkeypatch.setattr(domain_training, killed_in, lambda *a: _stop() if len(seen) == 2 else write(*a))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.setattr(domain_training, killed_in, write)
+    _, result = run(tmp_path)
+    best = max(line["val_accuracy"] for line in result.history)
+    assert best == {"save_checkpoint": 0.5, "save_weights": 0.9}[killed_in]
+    stored = load_file(result.selections["best"])
+    assert all(torch.equal(stored[name], value) for name, value in seen[best].items())
+
+
+def test_a_finished_run_keeps_no_queue_of_weights(tmp_path):
     run(tmp_path)
-    assert weights(tmp_path) == whole
+    state = torch.load(tmp_path / checkpoints.CURRENT, weights_only=True)
+    assert state["valley"]["closed"] and state["valley"]["queue"] == []
 
 
 SCRIPT = """

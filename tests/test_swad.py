@@ -103,6 +103,18 @@ def test_final_changes_nothing_and_can_be_asked_at_any_time():
         assert str(valley.state_dict()) == before
 
 
+@pytest.mark.parametrize("losses", [[1.0] * 9, [9.0, 8.0, 7.0], [3.0, 1.0, 1.0, 1.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0]])
+def test_a_closed_valley_keeps_its_average_and_nothing_else(losses):
+    *_, (step, valley) = walk(losses, 2, (3, 4, 0.3))
+    final, found = valley.final(), (valley.start_step, valley.dead)
+    assert str(valley.close()) == str(final)
+    for again in (valley, reloaded(valley, (3, 4, 0.3))):
+        again.add(weights(99), 99)
+        again.checkpoint(0.1)
+        assert str(again.final()) == str(again.close()) == str(final)
+        assert (again.start_step, again.dead) == found and again.queue == [] and not again.segment.weights
+
+
 def test_averages_do_not_share_memory_with_the_network():
     network, valley = torch.nn.Linear(2, 2), LossValley(1, 1)
     for step in range(4):

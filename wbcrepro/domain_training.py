@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from wbcrepro import training
 from wbcrepro.augment import occurrences, random_integers
 from wbcrepro.augment_domains import augment_domains
-from wbcrepro.checkpoints import resume, run_identity, save_checkpoint, save_weights
+from wbcrepro.checkpoints import PREVIOUS, resume, run_identity, save_checkpoint, save_weights
 from wbcrepro.domains.algorithm import Algorithm, Minibatch
 from wbcrepro.domains.swad import LossValley
 from wbcrepro.errors import UsageError, WbcreproError
@@ -85,9 +85,9 @@ def fit_domains(
 ) -> DomainResult:
     """Train ``algorithm`` in place (it ends with the last weights) and write its files into ``folder``.
 
-    images uint8 (N,3,S,S), labels int64 (N,), row numbers of each source domain. Files: checkpoint.pt and
-    checkpoint.previous.pt, log.jsonl, and last, best and swad.safetensors. Raises UsageError for a schedule that
-    cannot be, WbcreproError where a loss is not finite.
+    images uint8 (N,3,S,S), labels int64 (N,), row numbers of each source domain. Files: checkpoint.pt (and
+    checkpoint.previous.pt until the end), log.jsonl, and last, best and swad.safetensors. Raises UsageError for a
+    schedule that cannot be, WbcreproError where a loss is not finite.
     """
     device, folder = torch.device(device), Path(folder)
     _check(cfg, train_rows, val_rows)
@@ -101,26 +101,23 @@ def fit_domains(
         parts |= {f"optimiser {name}": optimiser for name, optimiser in algorithm.optimisers.items()}
         identity = _identity(algorithm, cfg, labels, train_rows, val_rows)
         history = resume(folder, parts, identity, device)
-        best = max((line["val_accuracy"] for line in history), default=-1.0)
+        best = max(history, key=lambda line: line["val_accuracy"], default=None)  # the first of equals
+        if best is not None and best is history[-1]:
+            save_weights(algorithm.network, folder / "best.safetensors")  # a kill may have come before it, see below
         step = history[-1]["step"] + 1 if history else 0
         bar = tqdm(total=cfg.steps, initial=step, desc="train", unit="step", disable=not progress)
         while step < cfg.steps and not (cfg.stop_when_dead and valley.dead):
-            started = time.perf_counter()
-            last = min(math.ceil(step / cfg.checkpoint_every) * cfg.checkpoint_every, cfg.steps - 1)
-            line = {"step": last, "train": _train(algorithm, sources, valley, range(step, last + 1), bar)}
-            seen = len(train_rows) * cfg.batch_per_domain * (last + 1 - step)
-            line["images_per_second"] = round(seen / (time.perf_counter() - started), 1)
-            line |= _validate(algorithm, sources)
-            valley.checkpoint(line["val_loss"] if last >= cfg.swad_from_step else None)
-            line["swad_segments"] = valley.average.count if valley.average else 0
-            history.append(line | {"seconds": round(time.perf_counter() - started, 3)})
-            if line["val_accuracy"] > best:
-                best = line["val_accuracy"]
-                save_weights(algorithm.network, folder / "best.safetensors")
+            history.append(_next_checkpoint(algorithm, sources, valley, cfg, step, bar))
             save_checkpoint(folder, parts, identity, history, device)
-            bar.set_postfix(accuracy=f"{line['val_accuracy']:.3f}", val_loss=f"{line['val_loss']:.3f}")
-            step = last + 1
+            if best is None or history[-1]["val_accuracy"] > best["val_accuracy"]:
+                best = history[-1]  # after the checkpoint: these weights are then of a line that the history keeps
+                save_weights(algorithm.network, folder / "best.safetensors")
+            step = history[-1]["step"] + 1
         bar.close()
+        if not valley.closed:  # a finished run keeps one checkpoint, without SWAD's queue
+            valley.close()
+            save_checkpoint(folder, parts, identity, history, device)
+        (folder / PREVIOUS).unlink(missing_ok=True)
     selections = {name: folder / f"{name}.safetensors" for name in ("last", "best", "swad")}
     save_weights(algorithm.network, selections["last"])
     return DomainResult(history, selections, step, _save_average(algorithm.network, valley, selections["swad"]))
@@ -140,6 +137,22 @@ def _identity(algorithm: Algorithm, cfg: DomainTraining, labels: np.ndarray, tra
     settings = asdict(cfg) | {"algorithm": type(algorithm).__name__, "settings": asdict(algorithm.settings)}
     rows = [*train_rows, *val_rows]
     return run_identity(settings, *rows, labels[np.concatenate(rows)])
+
+
+def _next_checkpoint(
+    algorithm: Algorithm, sources: "Sources", valley: LossValley, cfg: DomainTraining, step: int, bar: tqdm
+) -> dict:
+    """Train from ``step`` to the next one that is scored, and score it: a line of the history."""
+    started = time.perf_counter()
+    last = min(math.ceil(step / cfg.checkpoint_every) * cfg.checkpoint_every, cfg.steps - 1)
+    line = {"step": last, "train": _train(algorithm, sources, valley, range(step, last + 1), bar)}
+    seen = len(sources.train_rows) * cfg.batch_per_domain * (last + 1 - step)
+    line["images_per_second"] = round(seen / (time.perf_counter() - started), 1)
+    line |= _validate(algorithm, sources)
+    valley.checkpoint(line["val_loss"] if last >= cfg.swad_from_step else None)
+    line["swad_segments"] = valley.average.count if valley.average else 0
+    bar.set_postfix(accuracy=f"{line['val_accuracy']:.3f}", val_loss=f"{line['val_loss']:.3f}")
+    return line | {"seconds": round(time.perf_counter() - started, 3)}
 
 
 def _train(algorithm: Algorithm, sources: "Sources", valley: LossValley, steps: range, bar: tqdm) -> dict[str, float]:

@@ -75,17 +75,17 @@ class LossValley:
         self.segment = Average()
         self.queue: list[Average] = []
         self.average: Average | None = None  # None until the valley's start is found
-        self.start_step, self.threshold, self.dead = -1, float("nan"), False
+        self.start_step, self.threshold, self.dead, self.closed = -1, float("nan"), False, False
 
     def add(self, weights: Weights, step: int) -> None:
         """Average the floating-point ``weights`` after training step ``step`` into the open segment."""
-        if not self.dead:
+        if not (self.dead or self.closed):
             self.segment.add(weights, step, step)
 
     def checkpoint(self, loss: float | None) -> None:
         """Close the segment with the validation loss at its end; None forgets it (checkpoints not to be looked at)."""
         closed, self.segment = self.segment, Average()
-        if loss is None or self.dead:
+        if loss is None or self.dead or self.closed:
             return
         on_cpu = {name: value.cpu() for name, value in closed.weights.items()}
         closed = replace(closed, weights=on_cpu, loss=float(loss))
@@ -122,6 +122,8 @@ class LossValley:
 
     def final(self) -> Average:
         """The average over the valley as if training ended here, on the CPU; the detector itself is left as it is."""
+        if self.closed:
+            return self.average
         if self.average is None:
             if not self.queue:
                 raise UsageError("SWAD has seen no checkpoint. Next step: train longer, or let it start earlier.")
@@ -133,6 +135,12 @@ class LossValley:
             result.add(segment.weights, segment.end, segment.end)
         return result
 
+    def close(self) -> Average:
+        """End here: the ``final`` average is kept, everything else dropped, so that a finished run stays small."""
+        self.average, self.closed = self.final(), True
+        self.queue, self.segment = [], Average()
+        return self.average
+
     def state_dict(self) -> dict:
         """Everything but the settings, as plain containers of tensors and numbers."""
         return {
@@ -142,6 +150,7 @@ class LossValley:
             "start_step": self.start_step,
             "threshold": self.threshold,
             "dead": self.dead,
+            "closed": self.closed,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -149,4 +158,5 @@ class LossValley:
         self.segment = Average(**state["segment"])
         self.queue = [Average(**segment) for segment in state["queue"]]
         self.average = None if state["average"] is None else Average(**state["average"])
-        self.start_step, self.threshold, self.dead = state["start_step"], state["threshold"], state["dead"]
+        self.start_step, self.threshold = state["start_step"], state["threshold"]
+        self.dead, self.closed = state["dead"], state["closed"]
