@@ -206,7 +206,7 @@ def test_predict_agrees_with_the_stored_predictions(store, tmp_path):
         benchmark = load_benchmark("smears-tiny", data_root=None, cache=tmp_path)
         item = int(np.flatnonzero(benchmark.table["set"].to_numpy() == "test")[0])
         predictor = load_predictor(Store(store), head, torch.device("cpu"))
-        found = predictor.probabilities(benchmark.read(item))[0]
+        found = predictor.probabilities([benchmark.read(item)])[0]
         with np.load(store / "cells" / head / "predictions.npz") as stored:
             assert stored["test_ids"][0] == benchmark.table["id"][item]
             assert np.abs(stored["test_probabilities"][0].astype(float) - found).max() < 5e-3

@@ -34,9 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from wbcrepro.data.decode import DecodeError
     from wbcrepro.experiments.environment import resolve_device
-    from wbcrepro.experiments.predict import image_files, load_predictor, predict_file
+    from wbcrepro.experiments.predict import image_files, load_predictor, predict_files
     from wbcrepro.experiments.store import Store
 
+    if not arguments.output.parent.is_dir() or arguments.output.is_dir():
+        raise UsageError(f"--output {arguments.output}: expected a file in a folder that exists")
     store, device = Store(arguments.store), resolve_device(arguments.device)
     files = image_files(arguments.images)
     names = [path.name for path in files]
@@ -49,13 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     for predictor in predictors:
         print(f"{predictor.cell.id}: {predictor.words}", file=sys.stderr)
     rows, damaged = [], []
-    for path in tqdm(files, unit="image", disable=arguments.no_progress):
-        try:
-            probabilities = predict_file(predictors, path)
-        except DecodeError as error:
-            damaged.append(f"{path}: {error}")
-            continue
-        rows.append((path.name, predictors[0].classes[int(probabilities.argmax())]))
+    found = predict_files(predictors, files)
+    for path, probabilities in tqdm(found, total=len(files), unit="image", disable=arguments.no_progress):
+        if isinstance(probabilities, DecodeError):
+            damaged.append(f"{path}: {probabilities}")
+        else:
+            rows.append((path.name, predictors[0].classes[int(probabilities.argmax())]))
     temporary = arguments.output.with_name(f".{arguments.output.name}.part")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("ID", "labels"), *rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from wbcrepro.backbones import Classifier, build_backbone
-from wbcrepro.data.decode import decode
+from wbcrepro.data.decode import DecodeError, decode
 from wbcrepro.data.pixels import prepare
 from wbcrepro.errors import CellsMissing, DataMissing, UsageError
 from wbcrepro.experiments.heads import below, head_from_state
@@ -45,15 +45,20 @@ class Predictor:
         return f"{row}, profile {config['profile']}, trained on {config['benchmark']}"
 
     @torch.inference_mode()
-    def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Softmax of the eight dihedral views, float32 (1, 8, C), of one image uint8 (H, W, 3)."""
+    def probabilities(self, images: list[np.ndarray]) -> np.ndarray:
+        """Softmax of the eight dihedral views, float32 (N, 8, C), of images uint8 (H, W, 3) of any sizes."""
+        pixels = torch.from_numpy(np.stack([self._pixels(image) for image in images])).to(self.device)
+        views = torch.stack([make_view(pixels, name) for name in DIHEDRAL], dim=1)
+        found = self.model(views.flatten(0, 1)).softmax(-1).float().cpu().numpy()
+        return found.reshape(len(images), len(DIHEDRAL), -1)
+
+    def _pixels(self, image: np.ndarray) -> np.ndarray:
+        """Network input uint8 (3, S, S): the stain step, which sees one image at its own size, then resize and crop."""
         normalise = normaliser(self.stain)
         if normalise is not None:
             batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
             image = normalise(batch)[0][0].permute(1, 2, 0).cpu().numpy()
-        pixels = torch.from_numpy(prepare(image, self.resize, self.crop)).to(self.device)
-        views = torch.stack([make_view(pixels, name) for name in DIHEDRAL])
-        return self.model(views).softmax(-1).float().cpu().numpy()[None]
+        return prepare(image, self.resize, self.crop)
 
 
 def _ancestor(store: Store, cell: StoredCell, kind: str) -> StoredCell:
@@ -106,8 +111,25 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def predict_file(predictors: list[Predictor], path: Path) -> np.ndarray:
-    """Probabilities (C,) of one file, averaged over classifiers and views (Eq. 6). Raises ``DecodeError``."""
-    image = decode(path.read_bytes()).pixels
-    members = [predictor.probabilities(image) for predictor in predictors]
-    return mean_probabilities(members, CODE_WEIGHTS)[0]
+def predict_files(
+    predictors: list[Predictor], paths: Sequence[Path], batch_size: int = 16
+) -> Iterator[tuple[Path, np.ndarray | DecodeError]]:
+    """Each file with its probabilities (C,), averaged over classifiers and views (Eq. 6), or with why it has none.
+
+    ``batch_size`` images go through a network together, in eight views each.
+    """
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        decoded = [_decoded(path) for path in batch]
+        images = [image for image in decoded if not isinstance(image, DecodeError)]
+        members = [predictor.probabilities(images) for predictor in predictors] if images else []
+        found = iter(mean_probabilities(members, CODE_WEIGHTS) if images else ())
+        for path, image in zip(batch, decoded, strict=True):
+            yield path, image if isinstance(image, DecodeError) else next(found)
+
+
+def _decoded(path: Path) -> np.ndarray | DecodeError:
+    try:
+        return decode(path.read_bytes()).pixels
+    except DecodeError as error:
+        return error
