@@ -9,6 +9,8 @@ PAPER ?= all
 PROFILE ?= demo
 DATA ?=
 DATASET ?=
+WEIGHTS ?=
+ACCUMULATE ?=
 STORE ?= runs
 DEVICE ?= auto
 STRICT ?=
@@ -18,7 +20,8 @@ PYTHON ?=
 
 WBCREPRO := .venv/bin/wbcrepro
 what := --paper "$(PAPER)" --profile "$(PROFILE)" --store "$(STORE)" \
-	$(if $(DATA),--data "$(DATA)") $(if $(DATASET),--dataset "$(DATASET)")
+	$(if $(DATA),--data "$(DATA)") $(if $(DATASET),--dataset "$(DATASET)") \
+	$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(ACCUMULATE),--accumulate "$(ACCUMULATE)")
 # Waiting threads must not spin: beside any other busy process they would take its core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -68,5 +71,6 @@ clean:  ## delete build/ and caches (never runs/, where the results are)
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: PAPER=decoupled|all  PROFILE=tiny|demo|mini|paper  DATA=folder of datasets  DATASET=name"
+	@echo "           WEIGHTS=package|hub|random|file  ACCUMULATE=passes of a batch, for small cards"
 	@echo "           STORE=runs  DEVICE=auto|cpu|cuda  STRICT=1  JOBS=2  PYTHON=python3.13"
 	@echo "Example:   make reproduce PAPER=decoupled PROFILE=mini DATA=../data"

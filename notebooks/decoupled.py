@@ -16,6 +16,8 @@ STORE = "runs"
 DATA = None  # the folder that holds real datasets, or None
 DATASET = None  # another benchmark than the profile's, or None
 RESULTS = "results"  # real results that came with the repository
+WEIGHTS = None  # other first weights than the profile's: package | hub | random | a file, or None
+ACCUMULATE = None  # passes that make one batch, or None for the profile's
 
 # %% [markdown]
 # # Decoupled learning, read with the code beside it
@@ -50,7 +52,7 @@ from wbcrepro.stain import normaliser
 
 torch.set_num_threads(1)
 use_style()
-session = open_session("decoupled", PROFILE, STORE, DATA, DATASET, RESULTS)
+session = open_session("decoupled", PROFILE, STORE, DATA, DATASET, RESULTS, WEIGHTS, ACCUMULATE)
 missing = session.run_missing()
 benchmark, classes = session.benchmark, session.benchmark.classes
 paper = from_plan(session.plan, session.store).paper

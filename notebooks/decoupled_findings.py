@@ -16,6 +16,8 @@ STORE = "runs"
 DATA = None  # the folder that holds real datasets, or None
 DATASET = None  # another benchmark than the profile's, or None
 RESULTS = "results"  # real results that came with the repository
+WEIGHTS = None  # other first weights than the profile's: package | hub | random | a file, or None
+ACCUMULATE = None  # passes that make one batch, or None for the profile's
 
 # %% [markdown]
 # # What the paper says, what the code does, what we find
@@ -25,8 +27,6 @@ RESULTS = "results"  # real results that came with the repository
 # the comparison is possible at all.
 
 # %% tags=["hide-input"]
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -45,16 +45,16 @@ from wbcrepro.report.figures import effects_figure, use_style
 from wbcrepro.report.page import banner, claims_html, discrepancies_html, frame_html, source
 from wbcrepro.report.predictions import from_plan
 from wbcrepro.report.results import list_results, open_results
-from wbcrepro.session import open_session
+from wbcrepro.session import no_results, open_session
 
 torch.set_num_threads(1)
 use_style()
-session = open_session("decoupled", PROFILE, STORE, DATA, DATASET, RESULTS)
+session = open_session("decoupled", PROFILE, STORE, DATA, DATASET, RESULTS, WEIGHTS, ACCUMULATE)
 missing = session.run_missing()
 ours = from_plan(session.plan, session.store)
 reported = ours.paper["tables"]["table_1"]["reported"]
 logged = ours.paper["tables"]["table_1"]["code_log"]
-real = [open_results(folder) for folder in list_results(Path(RESULTS), "decoupled")]
+real = [open_results(folder) for folder in list_results(session.results, "decoupled")]
 banner(ours.synthetic, ours.caption)
 
 # %% [markdown]
@@ -202,7 +202,7 @@ for found in real:
     real_findings[found.benchmark] = evaluate_claims(found)
     display(claims_html(found, real_findings[found.benchmark], f"{found.benchmark}-{found.profile}-claims.csv"))
 if not real:
-    display(Markdown("*No results on real images have been committed yet.*"))
+    display(Markdown(no_results(session.results)))
 
 # %% [markdown]
 # ### Effect sizes

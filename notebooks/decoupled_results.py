@@ -16,6 +16,8 @@ STORE = "runs"
 DATA = None  # the folder that holds real datasets, or None
 DATASET = None  # another benchmark than the profile's, or None
 RESULTS = "results"  # real results that came with the repository
+WEIGHTS = None  # other first weights than the profile's: package | hub | random | a file, or None
+ACCUMULATE = None  # passes that make one batch, or None for the profile's
 
 # %% [markdown]
 # # Results of decoupled learning
@@ -31,8 +33,6 @@ RESULTS = "results"  # real results that came with the repository
 # cannot be compared.
 
 # %% tags=["hide-input"]
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -47,11 +47,11 @@ from wbcrepro.report.page import Html, banner, frame_html, hole, source, table_h
 from wbcrepro.report.predictions import from_plan
 from wbcrepro.report.results import list_results, open_results
 from wbcrepro.report.tables import build_table, row_spec
-from wbcrepro.session import open_session
+from wbcrepro.session import no_results, open_session
 
 torch.set_num_threads(1)
 use_style()
-session = open_session("decoupled", PROFILE, STORE, DATA, DATASET, RESULTS)
+session = open_session("decoupled", PROFILE, STORE, DATA, DATASET, RESULTS, WEIGHTS, ACCUMULATE)
 missing = session.run_missing()
 ours = from_plan(session.plan, session.store)
 command = f"make reproduce PAPER=decoupled PROFILE={PROFILE}"
@@ -59,7 +59,7 @@ evaluators = {(id(ours), on): Evaluator(ours, on) for on in ("test", "test_degra
 METRICS = ours.paper["tables"]["table_1"]["metrics"]
 SYNTHETIC = ours.caption if ours.synthetic else ""
 done = any(member.done for member in ours.members)
-folders = list_results(Path(RESULTS), "decoupled")
+folders = list_results(session.results, "decoupled")
 real = [open_results(folder) for folder in folders]
 evaluators |= {(id(found), on): Evaluator(found, on) for found in real for on in ("test", "test_degraded")}
 
@@ -81,9 +81,7 @@ def each_real(show):
     for found in real:
         display(show(found, f"{found.benchmark}-{found.profile}-"))
     if not real:
-        display(Markdown("*No results on real images have been committed yet. With the images at hand: "
-                         "`make reproduce PAPER=decoupled PROFILE=mini DATA=folder`, then "
-                         "`wbcrepro results export`.*"))  # fmt: skip
+        display(Markdown(no_results(session.results)))
 
 
 banner(ours.synthetic, SYNTHETIC)

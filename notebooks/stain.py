@@ -33,7 +33,6 @@ RESULTS = "results"  # the folder of committed measurements on real images
 # %% tags=["hide-input"]
 import io
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,6 +47,7 @@ from wbcrepro.data.sources import open_dataset
 from wbcrepro.errors import WbcreproError
 from wbcrepro.report.figures import PALETTE, use_style
 from wbcrepro.report.page import banner, frame_html
+from wbcrepro.session import from_root, no_results
 from wbcrepro.stain.evaluation import densities, nucleus_auc, status_report, subsample_error
 from wbcrepro.stain.macenko import estimate_stains, fit_macenko, macenko_normalise, status_names
 from wbcrepro.stain.optical_density import optical_density, precheck_count, stained
@@ -87,7 +87,7 @@ def real_cells(step=1):
     if not DATA:
         return None
     try:
-        source = open_dataset("zheng18", DATA, Path(STORE) / "cache", workers=0, progress=False)
+        source = open_dataset("zheng18", from_root(DATA), from_root(STORE) / "cache", workers=0, progress=False)
     except WbcreproError:
         return None
     frame = source.manifest.frame
@@ -422,7 +422,7 @@ def measure(images, nuclei):
 
 
 measured = {"drawn cells": measure(drawn, drawn_nuclei)}
-committed = Path(RESULTS) / "stain-zheng18.csv"
+committed = from_root(RESULTS) / "stain-zheng18.csv"
 if real:
     measured["Zheng-18"] = measure(real[0], real[1])
 elif committed.is_file():
@@ -458,6 +458,8 @@ for name, found in measured.items():
     )
 if "Zheng-18" in measured and not real:
     words.append("(The numbers of Zheng-18 are committed measurements: `results/stain-zheng18.csv`.)")
+elif "Zheng-18" not in measured:
+    words.append(no_results(from_root(RESULTS)))
 Markdown("\n\n".join(words))
 
 # %% [markdown]

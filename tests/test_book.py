@@ -252,12 +252,34 @@ def test_datasets_page_lists_the_whole_catalogue(book):
     assert all(f">{name}<" in page for name in datasets())
 
 
-def test_paths_and_addresses_are_rewritten_whatever_the_folder(tmp_path):
-    rules = clean.path_rules(tmp_path, tmp_path / "elsewhere" / ".." / "runs", Path("/data sets"))
-    text = (
-        f"{tmp_path}/runs/x {tmp_path} {Path.home()}/y /data sets/a.jpg <A at 0x7f0011223344> /t/ipykernel_12/34.py:1"
+def test_weights_and_accumulation_reach_the_notebooks_that_take_them(copy_of, monkeypatch, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"some weights")
+    (copy_of.root / "notebooks" / "takes.py").write_text(
+        '# %% tags=["parameters"]\nPROFILE = "demo"\nWEIGHTS = None\nACCUMULATE = None\n', encoding="utf-8"
     )
-    assert clean.clean_text(text, rules) == "runs/x . ~/y DATA/a.jpg <A at 0x…> cell:1"
+    seen = {}
+
+    def remember(todo, **options):
+        seen.update({job.name: job.parameters() for job in todo})
+        return []
+
+    monkeypatch.setattr("wbcrepro.book.execute.execute_due", remember)
+    monkeypatch.setattr("wbcrepro.book.build.build", lambda layout: layout.html)
+    monkeypatch.chdir(copy_of.root)
+    arguments = ["--store", "runs", "--weights", str(tmp_path / "w.pth"), "--accumulate", "4"]
+    assert cli.main(["book", *arguments]) == 0
+    assert seen["takes"] | {"WEIGHTS": "file"} == {"PROFILE": "demo", "WEIGHTS": "file", "ACCUMULATE": 4}
+    assert seen["takes"]["WEIGHTS"].startswith("file:") and str(tmp_path) not in str(seen), "a page names no path"
+    assert not {"WEIGHTS", "ACCUMULATE"} & set(seen["stain"])
+
+
+def test_paths_and_addresses_are_rewritten_whatever_the_folder(tmp_path):
+    rules = clean.path_rules(tmp_path, tmp_path / "elsewhere" / ".." / "runs", Path("/data sets"), "folder:/mine")
+    text = (
+        f"folder:/mine {tmp_path}/runs/x {tmp_path} {Path.home()}/y "
+        "/data sets/a.jpg <A at 0x7f0011223344> /t/ipykernel_12/34.py:1"
+    )
+    assert clean.clean_text(text, rules) == "folder:PATH runs/x . ~/y DATA/a.jpg <A at 0x…> cell:1"
 
 
 def test_page_begins_with_its_title_where_the_source_begins_with_parameters():

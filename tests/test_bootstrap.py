@@ -166,6 +166,14 @@ def test_make_names_what_to_install_when_python_is_old_or_missing(tmp_path):
         assert len([line for line in result.stderr.splitlines() if not line.startswith("make")]) == 1
 
 
+def test_make_passes_every_variable_to_each_step():
+    asked = {"PAPER": "decoupled", "PROFILE": "tiny", "DATA": "d", "DATASET": "s", "WEIGHTS": "hub", "ACCUMULATE": "4"}
+    steps = make("-n", "reproduce", *(f"{name}={value}" for name, value in asked.items())).stdout.replace("\\\n", "")
+    for step in ("reproduce", "report", "book"):
+        line = next(line for line in steps.splitlines() if line.startswith(f".venv/bin/wbcrepro {step} "))
+        assert all(f'--{name.lower()} "{value}"' in line for name, value in asked.items()), line
+
+
 def test_make_help_has_one_line_for_each_target():
     lines = make("help").stdout.splitlines()
     for target in "reproduce test env data book lab bench lint clean help".split():

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_no_pair_without_a_source():
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_notebook_declares_the_parameters_of_the_book(source):
     assert {"PROFILE", "STORE", "DATA", "DATASET"} <= declared_parameters(source.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_notebook_takes_its_folders_from_the_session(source):
+    """Opened by hand it runs in notebooks/, where a bare ``Path("results")`` names nothing."""
+    text = source.read_text(encoding="utf-8")
+    assert not re.search(r"Path\((?:STORE|RESULTS|DATA)\)", text)
+    if "run_missing(" in text:  # its numbers come from cells, which have other names under other weights
+        assert {"RESULTS", "WEIGHTS", "ACCUMULATE"} <= declared_parameters(text)
+        assert re.search(r"open_session\([^)]*DATASET, RESULTS, WEIGHTS, ACCUMULATE\)", text)
 
 
 def test_contents_name_every_notebook_and_page_and_nothing_else():

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from wbcrepro.session import open_session
+import wbcrepro
+from wbcrepro.session import no_results, open_session
 
 
 def test_relative_paths_of_a_notebook_opened_by_hand_start_above_its_folder(tmp_path, monkeypatch):
@@ -14,6 +15,21 @@ def test_relative_paths_of_a_notebook_opened_by_hand_start_above_its_folder(tmp_
     assert open_session("decoupled", "tiny", store=tmp_path / "x").store.path == tmp_path / "x"
     monkeypatch.chdir(tmp_path)
     assert open_session("decoupled", "tiny").store.path == Path("runs")
+
+
+def test_weights_and_accumulation_of_a_notebook_reach_its_plan(tmp_path):
+    plain = open_session("decoupled", "tiny", store=tmp_path)
+    split = open_session("decoupled", "tiny", store=tmp_path, weights="random", accumulate=2)
+    train = next(cell for cell in split.plan.cells if cell.kind == "train")
+    assert train.config["weights"] == "random" and train.config["optimisation"]["accumulate"] == 2
+    assert "--weights random --accumulate 2" in split.plan.make_command()
+    assert "--weights" not in plain.plan.make_command() and "--accumulate" not in plain.plan.make_command()
+
+
+def test_a_notebook_without_the_repository_says_that_the_results_are_absent(tmp_path):
+    assert "is not beside this notebook" in no_results(tmp_path / "results")
+    assert wbcrepro.REPOSITORY in no_results(tmp_path / "results")
+    assert "committed yet" in no_results(tmp_path)
 
 
 def test_reads_are_noted_found_or_not_and_read_only_runs_nothing(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import wbcrepro
 from wbcrepro.experiments.cell import Cell
 from wbcrepro.experiments.environment import resolve_device
 from wbcrepro.experiments.plan import Plan, make_plan
@@ -74,12 +75,22 @@ class Session:
         return sum(self.store.get(cell.id) is None for cell in self.plan.cells)
 
 
-def _from_root(path: str | Path) -> Path:
+def from_root(path: str | Path) -> Path:
     """A relative path of a notebook opened by hand, whose working folder is ``notebooks/``, is meant from above it."""
     path, parent = Path(path), Path.cwd().parent
     if path.is_absolute() or Path.cwd().name != "notebooks" or not (parent / "pyproject.toml").is_file():
         return path
     return parent / path
+
+
+def no_results(results: Path) -> str:
+    """Why a page shows no real results, in Markdown: none were committed, or the folder is not there (as on Colab)."""
+    if Path(results).is_dir():
+        return "*No results on real images have been committed yet.*"
+    return (
+        f"*The folder `{Path(results).name}/` of real results is not beside this notebook. It comes "
+        f"with the repository: `git clone {wbcrepro.REPOSITORY}` and open the notebook there.*"
+    )
 
 
 def open_session(
@@ -89,10 +100,17 @@ def open_session(
     data: str | Path | None = None,
     dataset: str | None = None,
     results: str | Path = "results",
+    weights: str | None = None,
+    accumulate: int | None = None,
 ) -> Session:
     """Open a paper's plan and store. The arguments are the parameters that papermill injects."""
     record = os.environ.get(READS)
-    recording = RecordingStore(_from_root(store), Path(record) if record else None)
-    root = _from_root(data) if data else None
-    plan = make_plan(paper, profile, store=recording, data=root, dataset=dataset or None, progress=False)
-    return Session(plan, recording, root, _from_root(results))
+    recording = RecordingStore(from_root(store), Path(record) if record else None)
+    root = from_root(data) if data else None
+    if weights and from_root(weights).is_file():
+        weights = str(from_root(weights))
+    plan = make_plan(
+        paper, profile, store=recording, data=root, dataset=dataset or None, weights=weights or None,
+        accumulate=accumulate or None, progress=False,
+    )  # fmt: skip
+    return Session(plan, recording, root, from_root(results))

@@ -17,13 +17,15 @@ ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 KERNEL_FILE = re.compile(r"\S*ipykernel_\d+/\d+\.py")
 
 
-def path_rules(root: Path, store: Path, data: Path | None) -> list[tuple[str, str]]:
+def path_rules(root: Path, store: Path, data: Path | None, dataset: str | None = None) -> list[tuple[str, str]]:
     """Pairs (this machine's path, what the page says instead), longest first."""
     named = [(root, "."), (Path(sys.prefix), "VENV"), (Path.home(), "~"), (Path(tempfile.gettempdir()), "TMP")]
     if not store.resolve().is_relative_to(root):
         named.append((store, "STORE"))
     if data is not None and not data.resolve().is_relative_to(root):
         named.append((data, "DATA"))
+    if dataset and ":" in dataset:
+        named.append((Path(dataset.partition(":")[2]), "PATH"))
     rules = {str(form): word for path, word in named for form in (path.absolute(), path.resolve())}
     rules.pop("/", None)
     rules = {**{f"{path}/": f"{word}/" if word != "." else "" for path, word in rules.items()}, **rules}

@@ -175,7 +175,7 @@ def execute(job: Job) -> dict:
         shutil.rmtree(work, ignore_errors=True)
     job.output.with_suffix(".log").write_text(clean.stderr_of(notebook), encoding="utf-8")
     _refuse_errors(job, notebook)
-    rules = clean.path_rules(job.layout.root, job.inputs.store, job.inputs.data)
+    rules = clean.path_rules(job.layout.root, job.inputs.store, job.inputs.data, job.inputs.dataset)
     _replace(job.output, nbformat.writes(clean.clean_notebook(notebook, rules)) + "\n")
     for path in sorted(job.files.rglob("*")):
         if path.suffix in TEXT_FILES:

@@ -66,9 +66,15 @@ class Inputs:
     data: Path | None = None
     dataset: str | None = None
     results: Path | None = None
+    weights: str | None = None
+    accumulate: int | None = None
 
-    def parameters(self, root: Path) -> dict[str, str | None]:
-        """What is injected into a notebook, which runs in ``root``: paths below it are given relative to it."""
+    def parameters(self, root: Path) -> dict[str, str | int | None]:
+        """What is injected into a notebook, which runs in ``root``: paths below it are given relative to it.
+
+        A file of weights is named by its digest, as in the cells: pages only read, and another file makes others.
+        """
+        from wbcrepro.experiments.plan import named_weights
 
         def shown(path: Path | None) -> str | None:
             if path is None:
@@ -82,6 +88,8 @@ class Inputs:
             "DATA": shown(self.data),
             "DATASET": self.dataset,
             "RESULTS": shown(self.results or root / "results"),
+            "WEIGHTS": named_weights(self.weights)[0] if self.weights else None,
+            "ACCUMULATE": self.accumulate,
         }
 
 

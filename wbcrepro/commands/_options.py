@@ -19,7 +19,7 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="demo", help="tiny, demo (default), mini or paper")
     parser.add_argument("--data", type=Path, help="folder that holds datasets in their published layouts")
     parser.add_argument("--dataset", help="benchmark to use instead of the one that the profile names, or folder:PATH")
-    parser.add_argument("--weights", help="package, hub, random, or a file of weights (default: the profile's choice)")
+    parser.add_argument("--weights", help="package, hub, random, or a file (one network; default: the profile's)")
     parser.add_argument(
         "--accumulate", type=int, metavar="N", help="split each optimiser batch into N passes (256 on small cards: 4)"
     )

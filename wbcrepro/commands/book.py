@@ -35,18 +35,17 @@ def run(arguments: argparse.Namespace) -> int:
     from wbcrepro.book.layout import Inputs, Layout
     from wbcrepro.book.pair import write_pairs
     from wbcrepro.commands._options import chosen_papers
-    from wbcrepro.errors import UsageError
 
     layout = Layout.find()
     if arguments.pair:
         changed = write_pairs(layout)
         print("\n".join(f"wrote {path.relative_to(layout.root)}" for path in changed) or "the pairs agree already")
         return 0
-    for option in ("weights", "accumulate"):
-        if getattr(arguments, option):
-            raise UsageError(f"--{option}: the chapters read the profile's own cells; leave it out here")
     chosen_papers(arguments)
-    inputs = Inputs(arguments.profile, arguments.store, arguments.data, arguments.dataset, arguments.results)
+    inputs = Inputs(
+        arguments.profile, arguments.store, arguments.data, arguments.dataset, arguments.results, arguments.weights,
+        arguments.accumulate,
+    )  # fmt: skip
     done = execute_due(jobs(layout, inputs, arguments.only), force=arguments.force, workers=arguments.workers)
     print(f"{len(done)} notebooks executed, {len(layout.sources) - len(done)} as they were; building the pages")
     absent = stage(layout, generated(layout, arguments.store))
