@@ -39,6 +39,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
+from wbcrepro.backbones import build_backbone
 from wbcrepro.inference.tta import CODE_WEIGHTS, DIHEDRAL, EQUAL_WEIGHTS, combine_views, view
 from wbcrepro.longtail import samplers
 from wbcrepro.longtail.heads import make_head
@@ -272,7 +273,8 @@ frame_html(
 # tensors:
 
 # %%
-classifier = make_head(paper["presets"]["paper"]["head"], dim=1280, classes=len(classes))
+_, info = build_backbone(settings["backbones"]["r50"], "random")  # the network in the place of ResNet-50
+classifier = make_head(paper["presets"]["paper"]["head"], dim=info.dim, classes=len(classes))
 print(classifier)
 
 # %% tags=["hide-input"]

@@ -1,8 +1,11 @@
 """The notebooks for Colab are what their sources say, and the book's contents name what exists."""
 
 import ast
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,12 +63,37 @@ def test_first_cell_installs_the_pinned_package_beside_the_torch_that_is_there(t
     notebook = json.loads((layout.root / "notebooks" / "stain.ipynb").read_text(encoding="utf-8"))
     first = "".join(notebook["cells"][0]["source"])
     ast.parse(first)
-    assert f"git+{wbcrepro.REPOSITORY}@v{wbcrepro.__version__}" in first and "--no-deps" in first
+    assert wbcrepro.REPOSITORY in first and "--no-deps" in first
     needs = colab_needs(layout.root)
     assert needs["scikit-learn"] == "sklearn" and "torchstain" in needs and not {"torch", "torchvision"} & set(needs)
     assert all(not cell.get("outputs") for cell in notebook["cells"])
     (layout.root / "notebooks" / "stain.py").unlink()
     assert write_pairs(layout) == [layout.root / "notebooks" / "stain.ipynb"], "an orphan stays"
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_install_cell_takes_the_version_of_the_page_or_says_that_it_has_no_tag(tmp_path, monkeypatch, capsys, tagged):
+    layout = make_root(tmp_path / "root", {"stain": NOTEBOOK})
+    first = json.loads(paired_notebook(layout.sources[0], layout.root))["cells"][0]
+    asked = []
+
+    def pip(command, check=False):
+        asked.append(command[-1])
+        return subprocess.CompletedProcess(command, 0 if tagged or not asked[-1].endswith(wbcrepro.__version__) else 1)
+
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", pip)
+    exec("".join(first["source"]), {})
+    package = f"wbcrepro @ git+{wbcrepro.REPOSITORY}"
+    assert asked == [f"{package}@v{wbcrepro.__version__}"] + ([] if tagged else [package])
+    assert ("tag is made at release" in capsys.readouterr().out) != tagged
+
+
+def test_no_notebook_writes_down_the_width_of_a_network():
+    """It depends on the profile's network; a number in the source is right for one of them at most."""
+    written = re.compile(r"make_head\([^)]*\bdim=\d")
+    assert not [path.name for path in SOURCES if written.search(path.read_text(encoding="utf-8"))]
 
 
 def test_install_cell_does_nothing_outside_colab(tmp_path):

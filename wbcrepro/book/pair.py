@@ -1,7 +1,8 @@
 """The notebooks that Colab opens: ``notebooks/*.ipynb``, made from the ``.py`` sources: no outputs, the same bytes.
 
 Each starts with a cell that installs this version of the package beside the PyTorch that Colab already has
-(``--no-deps``: pip must never replace it), and those of its dependencies that are missing there.
+(``--no-deps``: pip must never replace it), and those of its dependencies that are missing there. A version has its tag
+from its release on; where there is none the cell says so and installs the newest state.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ import sys
 if "google.colab" in sys.modules and not importlib.util.find_spec("wbcrepro"):
     needs = {needs}
     missing = [package for package, module in needs.items() if importlib.util.find_spec(module) is None]
-    package = "wbcrepro @ git+{repository}@v{version}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *missing, package], check=True)"""
+    package = "wbcrepro @ git+{repository}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *missing]
+    if subprocess.run([*pip, package + "@v{version}"]).returncode:
+        print("Version {version} could not be installed: its tag is made at release. Next: the newest state of")
+        print("{repository}, which may not be the one that this page was made with.")
+        subprocess.run([*pip, package], check=True)"""
 
 
 def colab_needs(root: Path) -> dict[str, str]:
