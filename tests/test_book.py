@@ -183,6 +183,21 @@ def test_notebook_is_due_when_parameters_package_or_libraries_change(copy_of, mo
     assert jobs(copy_of, inputs)[0].due() == ["package", "libraries"]
 
 
+def test_notebook_is_due_when_an_image_below_the_data_root_changes(tmp_path):
+    image = tmp_path / "acevedo20" / "basophil" / "1.jpg"
+    image.parent.mkdir(parents=True)
+    (tmp_path / "unrelated").mkdir()
+    seen = []
+    for content in (b"one", b"another", b"the third"):
+        image.write_bytes(content)
+        (tmp_path / "unrelated" / "file").write_bytes(content)
+        os.utime(image, (0, 0) if content == b"one" else (9, 9))
+        seen.append(keys.data_digest.__wrapped__(tmp_path))
+    (tmp_path / "unrelated" / "file").write_bytes(b"of no dataset")
+    assert len(set(seen)) == 3 and keys.data_digest.__wrapped__(tmp_path) == seen[-1]
+    assert keys.data_digest.__wrapped__(None) == keys.data_digest.__wrapped__(tmp_path / "absent")
+
+
 def test_broken_notebook_makes_the_build_fail_with_its_name_cell_and_error(tmp_path, monkeypatch, capsys):
     broken = TRIVIAL + '\n# %%\n# the broken cell\nraise ValueError("on purpose")\n'
     layout = make_root(tmp_path / "root", {"decoupled": broken, "stain": TRIVIAL})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import wbcrepro
+from wbcrepro.data.catalog import datasets
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib", "seaborn")
 
@@ -55,9 +57,17 @@ def cells_digest(store: Path, reads: list[str]) -> str:
     return digest(seen)
 
 
+@cache
 def data_digest(data: Path | None) -> str:
-    """A digest of which folders lie below the data root; their images are too many to read each time."""
-    return digest(sorted(path.name for path in data.iterdir()) if data and data.is_dir() else [])
+    """A digest of name, size and time of change of each file of the catalogued datasets below the data root; the files
+    are too many to read each time."""
+    found = []
+    for folder in sorted({entry.folder for entry in datasets().values()} if data else ()):
+        for root, _, names in os.walk(data / folder):
+            stats = {name: os.stat(os.path.join(root, name), follow_symlinks=False) for name in names}
+            where = Path(root).relative_to(data).as_posix()
+            found += [[where, name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
+    return digest(sorted(found))
 
 
 def key_parts(
