@@ -312,18 +312,19 @@ plt.show()
 members = [s for c, s in heads if s and c.labels["fold"] == settings["folds"][0]]
 if members:
     stored = [member.predictions() for member in members]
-    per_model = [combine_views(found["test_probabilities"], CODE_WEIGHTS) for found in stored]  # the sum over k
+    on = "test" if "test_ids" in stored[0] else "val"  # a benchmark with one split has no test set
+    per_model = [combine_views(found[f"{on}_probabilities"], CODE_WEIGHTS) for found in stored]  # the sum over k
     p_ens = np.mean(per_model, axis=0)  # Eq. 6, the sum over m
     y_hat = p_ens.argmax(axis=1)  # Eq. 7
-    truth = stored[0]["test_labels"]
+    truth = stored[0][f"{on}_labels"]
 
 # %% tags=["hide-input"]
 if members:
     alone = [100 * float((q.argmax(1) == truth).mean()) for q in per_model]
-    plain = combine_views(stored[0]["test_probabilities"], EQUAL_WEIGHTS)
+    plain = combine_views(stored[0][f"{on}_probabilities"], EQUAL_WEIGHTS)
     shown = Markdown(
-        f"On the test set of the first fold the {len(members)} models are right alone for "
-        f"{', '.join(f'{a:.1f} %' for a in alone)} of {len(truth)} images and together for "
+        f"On the {'test' if on == 'test' else 'validation'} set of the first fold the {len(members)} models are right "
+        f"alone for {', '.join(f'{a:.1f} %' for a in alone)} of {len(truth)} images and together for "
         f"{100 * float((y_hat == truth).mean()):.1f} %. Weighing all eight views alike instead changes the "
         f"answer of the first model for {int((plain.argmax(1) != per_model[0].argmax(1)).sum())} images."
     )

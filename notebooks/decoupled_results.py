@@ -65,8 +65,8 @@ evaluators |= {(id(found), on): Evaluator(found, on) for found in real for on in
 
 
 def show_table(found, on="test", preset="paper", prefix=""):
-    table = build_table(found, on=on, preset=preset, evaluator=evaluators[id(found), on])
-    return table_html(table, f"{prefix}{table.name}-{on}-{preset}.csv")
+    table = build_table(found, preset=preset, evaluator=evaluators[id(found), on])
+    return table_html(table, f"{prefix}{table.name}-{table.on}-{preset}.csv")
 
 
 def show_frame(frame, name, caption, found):

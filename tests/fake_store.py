@@ -64,7 +64,10 @@ def random_probabilities(labels, classes, skill, rng, views=VIEW_COUNT):
     return (odds / odds.sum(-1, keepdims=True)).astype(np.float16)
 
 
-def fill_store(path: Path, plan: FakePlan, *, per_class=12, skip=(), skills=None, probabilities=None, seed=0) -> Store:
+def fill_store(
+    path: Path, plan: FakePlan, *, per_class=12, skip=(), skills=None, probabilities=None, seed=0,
+    sets=("test", "test_degraded"),
+) -> Store:  # fmt: skip
     """Write every cell of a plan except ``skip``; ``probabilities(cell, set, labels)`` replaces the random ones."""
     store, classes = Store(path), len(plan.benchmark.classes)
     labels = np.repeat(np.arange(classes), per_class)
@@ -74,8 +77,8 @@ def fill_store(path: Path, plan: FakePlan, *, per_class=12, skip=(), skills=None
             continue
         rng = np.random.default_rng([seed, index])
         arrays = {"classes": np.array(plan.benchmark.classes), "views": np.array(DIHEDRAL)}
-        for on, loss in (("test", 0.0), ("test_degraded", 0.7)):
-            skill = (skills or {}).get(cell.labels["method"], 1.5) - loss
+        for on in sets:
+            skill = (skills or {}).get(cell.labels["method"], 1.5) - 0.7 * (on == "test_degraded")
             made = (
                 probabilities(cell, on, labels) if probabilities else random_probabilities(labels, classes, skill, rng)
             )

@@ -18,6 +18,7 @@ from wbcrepro.inference.tta import CODE_WEIGHTS
 from wbcrepro.papers import load_paper
 from wbcrepro.report import verdicts
 from wbcrepro.report.ablations import effects_frame, factorial, methods_frame, presets_frame
+from wbcrepro.report.claims import evaluate_claims
 from wbcrepro.report.evaluate import Estimate, Evaluator, Spec, average, highest, scored
 from wbcrepro.report.page import download, table_html
 from wbcrepro.report.predictions import from_plan
@@ -229,6 +230,23 @@ def test_values_are_compared_only_on_the_papers_data_and_protocol(tmp_path):
         predictions = from_plan(plan, fill_store(tmp_path / profile / benchmark, plan))
         found = {e.verdict for row in build_table(predictions).rows for e in row.entries.values()}
         assert bool(found & {"within", "above", "below"}) == expected
+
+
+@pytest.mark.parametrize("folds", [[0], [0, 1]])
+def test_a_benchmark_without_a_test_set_is_scored_on_its_validation_fold(tmp_path, folds):
+    plan = fake_plan("paper", "wbcbench-code", folds=folds)
+    predictions = from_plan(plan, fill_store(tmp_path, plan, sets=("val",)))
+    table = build_table(predictions, preset="code")
+    assert table.any_result and table.on == "val", "`wbcrepro report` would exit with 4 and `make` stop before the book"
+    assert "validation fold, which also stopped the training, of wbcbench-code" in table.caption()
+    assert build_table(predictions, on="test_degraded").any_result is False
+    expected = Evaluator(predictions, "val", 100).estimate(Spec("decoupled", ("r50",)), "macro_f1")
+    evaluator = Evaluator(predictions, "test", 100)
+    assert evaluator.estimate(Spec("decoupled", ("r50",)), "macro_f1").values == expected.values
+    assert set(scored(predictions, Spec("decoupled", ("r50",)))) == set(folds)
+    # what the chapters compute from it
+    assert len(effects_frame(evaluator, "macro_f1")) and len(evaluate_claims(predictions, n=100))
+    assert predictions.sets() == (), "nothing of it is exported as a test set"
 
 
 def test_ablations_separate_the_three_steps(filled):

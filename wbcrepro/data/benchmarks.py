@@ -201,10 +201,10 @@ def _held_out(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Pa
 
 
 def _single(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part]:
-    """One split: fold 0 stops the training and is reported; fold 1 only trains. No test set."""
+    """One split: fold 0 stops the training and is reported; fold -1 only trains, in every plan. No test set."""
     options = {"seed": s["seed"], "by_group": s["by_group"]}
     train, val = splits.held_out(manifest, s["fraction"], rows=_rows(manifest, classes), **options)
-    return [("train", train, 1), ("train", val, 0)]
+    return [("train", train, -1), ("train", val, 0)]
 
 
 def _official(manifest: Manifest, classes: Sequence[str], s: Mapping) -> list[Part]:

@@ -103,7 +103,11 @@ def members_of(predictions: Predictions, spec: Spec) -> list[Member]:
 
 
 def scored(predictions: Predictions, spec: Spec, on: str = "test") -> dict[object, Scored]:
-    """``{fold: Scored}``: Eq. 6 within each fold whose members are all there (``{"averaged": ...}`` over folds)."""
+    """``{fold: Scored}``: Eq. 6 within each fold whose members are all there (``{"averaged": ...}`` over folds).
+
+    Validation folds hold different images, so there is no average over them.
+    """
+    on = predictions.scored_set(on)
     found: dict[object, Scored] = {}
     for fold in predictions.folds(spec.preset):
         members = [m for m in members_of(predictions, spec) if m.fold == fold]
@@ -112,7 +116,7 @@ def scored(predictions: Predictions, spec: Spec, on: str = "test") -> dict[objec
             found[fold] = _mean_of(parts)
     if spec.folds == "each" or not found:
         return found
-    complete = len(found) == len(predictions.folds(spec.preset)) > 1
+    complete = on != "val" and len(found) == len(predictions.folds(spec.preset)) > 1
     return {"averaged": _mean_of(list(found.values()))} if complete else {}
 
 
@@ -133,10 +137,13 @@ def decide(predictions: Predictions, spec: Spec, found: dict[object, Scored]) ->
 
 
 class Evaluator:
-    """Scores specs on one set and remembers them; all replicates of one evaluator are paired."""
+    """Scores specs on one set and remembers them; all replicates of one evaluator are paired.
+
+    Where a benchmark has no test set, ``test`` is the validation fold: ``on`` says which was scored.
+    """
 
     def __init__(self, predictions: Predictions, on: str = "test", n: int | None = None, seed: int = BOOTSTRAP_SEED):
-        self.predictions, self.on, self.seed = predictions, on, seed
+        self.predictions, self.on, self.seed = predictions, predictions.scored_set(on), seed
         profiles = predictions.paper["profiles"]
         self.n = n or profiles.get(predictions.profile, {}).get("bootstrap", 1000)
         self._decided: dict[Spec, dict] = {}

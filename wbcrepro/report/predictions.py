@@ -93,6 +93,13 @@ class Predictions:
         done = [m for m in self.members if m.done][:1]
         return tuple(s for s in TEST_SETS if any(self.read(m, s) is not None for m in done))
 
+    def scored_set(self, on: str = "test") -> str:
+        """The set to score where ``on`` is asked for: of a benchmark without a test set, the validation fold."""
+        done = next((m for m in self.members if m.done), None)
+        if on != "test" or done is None or self.read(done, "test") is not None:
+            return on
+        return "val" if self.read(done, "val") is not None else "test"
+
     def run_command(self, member: Member) -> str:
         """The command that fills the hole of a missing member."""
         return f"wbcrepro run-cell {member.id} --paper {self.paper['name']} {self.options}".strip()

@@ -17,7 +17,11 @@ from wbcrepro.report.predictions import VIEWS, Member, Predictions
 SCHEMA = 1
 """Version of a table's JSON and CSV; the fields are described in `Table.to_json`."""
 
-SET_WORDS = {"test": "test set", "test_degraded": "degraded test set", "val": "validation fold"}
+SET_WORDS = {
+    "test": "test set",
+    "test_degraded": "degraded test set",
+    "val": "validation fold, which also stopped the training,",
+}
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ def build_table(
         raise UsageError(f"the paper {paper['name']} has no preset {preset!r}; it has: {', '.join(paper['presets'])}")
     definition = paper["tables"][name]
     evaluator = evaluator or Evaluator(predictions, on)
+    on = evaluator.on
     specs = {row["label"]: row_spec(paper, name, row["label"], preset) for row in definition["rows"]}
     rows = []
     for label, spec in specs.items():
