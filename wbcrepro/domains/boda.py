@@ -74,9 +74,7 @@ def boda_terms(features: Tensor, labels: Tensor, domains: Tensor, centroids: Ten
     distance = torch.cdist(features, centroids.flatten(0, 1).to(features.dtype),
                            compute_mode="donot_use_mm_for_euclid_dist")
     s = -((counts.flatten() / anchor) ** nu) * distance / anchor / temperature
-    # Without a positive the log-sum may be over nothing; 0 in place of -inf keeps its gradient from being NaN.
-    outside = (own | ~exists) & positive.any(1, keepdim=True)
-    log_sum = s.masked_fill(outside, -torch.inf).logsumexp(1, keepdim=True)
+    log_sum = s.masked_fill(own | ~exists, -torch.inf).logsumexp(1, keepdim=True)
     to_class = s.view(n, d, c).gather(2, labels.view(n, 1, 1).expand(n, d, 1)).squeeze(2)
     return torch.where(positive, log_sum - to_class, torch.zeros_like(to_class))
 
