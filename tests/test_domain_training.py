@@ -309,6 +309,13 @@ def test_minibatches(tmp_path, monkeypatch):
         assert (seen[3][0][0] - plain[3][0][0]).abs().mean() > 0.02
 
 
+def test_copies_of_an_image_in_a_minibatch_differ():
+    images, labels = dataset()
+    sources = domain_training.Sources(images, labels, [[3], [50]], [[9], [59]], FAST, "domainbed", torch.device("cpu"))
+    for x, y in sources.minibatches(0):
+        assert len(set(y.tolist())) == 1 and len({image.numpy().tobytes() for image in x}) == len(x) == 6
+
+
 def test_draws_are_uniform_and_independent():
     rows = np.arange(100, 120)
     drawn = np.array([draw_rows([rows], 32, seed=0, domain=0, step=step) for step in range(500)])
