@@ -57,23 +57,29 @@ def commands(table: DomainTable) -> dict[str, list[str]]:
 
 
 def _block(table: DomainTable, pairs: list[tuple[Column, str]]) -> str:
+    printed = {key for row in table.rows for key, entry in row.entries.items() if entry.paper}
     top = "".join(
-        f'<th class="wbc-group" colspan="2">{METRIC_WORDS.get(metric, metric)}: {escape(column.label)}</th>'
+        f'<th class="wbc-group" colspan="{1 + ((column.label, metric) in printed)}">'
+        f"{METRIC_WORDS.get(metric, metric)}: {escape(column.label)}</th>"
         for column, metric in pairs
     )
-    names = "".join(f"<th>paper</th><th>ours: {escape(column.ours)}</th>" for column, _ in pairs)
+    names = "".join(
+        f"{'<th>paper</th>' * ((column.label, metric) in printed)}<th>ours: {escape(column.ours)}</th>"
+        for column, metric in pairs
+    )
     ours, paper = table.ranks(), table.ranks(paper=True)
-    body = "".join(_row(row, table, pairs, ours, paper) for row in table.rows)
+    body = "".join(_row(row, table, pairs, ours, paper, printed) for row in table.rows)
     head = f'<tr><th rowspan="2">Method</th>{top}</tr><tr>{names}</tr>'
     return f'<div class="wbc-table"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _row(row: DomainRow, table: DomainTable, pairs: list, ours: dict, paper: dict) -> str:
+def _row(row: DomainRow, table: DomainTable, pairs: list, ours: dict, paper: dict, printed: set) -> str:
     cells = [f'<th scope="row">{escape(row.label)}</th>']
     for column, metric in pairs:
         key = (column.label, metric)
         entry = row.entries[key]
-        cells.append(f'<td class="wbc-paper">{marked(paper_text(entry), paper.get((row.label, *key)))}</td>')
+        if key in printed:
+            cells.append(f'<td class="wbc-paper">{marked(paper_text(entry), paper.get((row.label, *key)))}</td>')
         cells.append(f'<td class="wbc-ours">{_ours(entry, row, column, table, ours.get((row.label, *key)))}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 

@@ -163,6 +163,9 @@ def _substitution(table: DomainTable) -> str:
         for c in table.columns
         if c.label in PRIVATE and c.laboratories
     ]
+    average = next((c.laboratories for c in table.columns if c.label == "Average"), ())
+    if average:
+        words.append(f"Our average is over {', '.join(average)}, the paper's over its own laboratories. ")
     return "".join(words)
 
 
