@@ -11,6 +11,7 @@ DATA ?=
 DATASET ?=
 WEIGHTS ?=
 ACCUMULATE ?=
+MORE ?=
 STORE ?= runs
 DEVICE ?= auto
 STRICT ?=
@@ -36,7 +37,7 @@ echo "wbcrepro needs Python 3.11 or newer with venv$(if $(PYTHON), ($(PYTHON) is
 endef
 
 reproduce: env  ## run what is missing of PAPER's experiments, execute the notebooks, render the book
-	@$(WBCREPRO) reproduce $(what) --device "$(DEVICE)"
+	@$(WBCREPRO) reproduce $(what) --device "$(DEVICE)" $(if $(MORE),--more "$(MORE)")
 	@$(WBCREPRO) report $(what)
 	@$(WBCREPRO) book $(what)
 
@@ -70,7 +71,8 @@ clean:  ## delete build/ and caches (never runs/, where the results are)
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: PAPER=decoupled|all  PROFILE=tiny|demo|mini|paper  DATA=folder of datasets  DATASET=name"
+	@echo "Variables: PAPER=decoupled|boda|sada|all  PROFILE=tiny|demo|mini|paper  DATA=folder of datasets  DATASET=name"
 	@echo "           WEIGHTS=package|hub|random|file  ACCUMULATE=passes of a batch, for small cards"
+	@echo "           MORE=1 (ablations and sweeps too)|2 (further trials too)"
 	@echo "           STORE=runs  DEVICE=auto|cpu|cuda  STRICT=1  JOBS=2  PYTHON=python3.13"
 	@echo "Example:   make reproduce PAPER=decoupled PROFILE=mini DATA=../data"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from wbcrepro import domains
 from wbcrepro.data.smears import SmearSource, SmearSpec, source
 from wbcrepro.errors import CellsMissing, Locked, WbcreproError
 from wbcrepro.experiments import versions
@@ -56,7 +57,7 @@ def test_a_cell_is_done_when_metrics_exist(tmp_path):
     folder.mkdir(parents=True)
     write_json(folder / "cell.json", make_cell().to_json())
     assert store.get("train-1") is None and store.cells("train") == []
-    with pytest.raises(CellsMissing, match="run-cell train-1"):
+    with pytest.raises(CellsMissing, match="train-1 is not in the store.*wbcrepro plan"):
         store.require("train-1")
     write_json(folder / "metrics.json", {"x": 1})
     assert store.get("train-1").metrics == {"x": 1}
@@ -195,7 +196,9 @@ def test_an_algorithm_watched_late_enters_identities_when_its_version_is_raised(
 def test_every_watched_algorithm_reaches_an_identity(monkeypatch):
     """Through a kind of cell or, for the smears, through the digest of the data: raising any version renames cells."""
     used = {name for names in versions.USED_BY.values() for name in names}
-    assert set(versions.ALGORITHMS) - used == {"smears"}
+    assert set(versions.ALGORITHMS) - used - set(domains.ALGORITHMS) == {"smears"}
+    for name in domains.ALGORITHMS:  # each enters the identity of its own trainings
+        assert name in versions.versions_of("domain_train", name)
     before = SmearSource(SmearSpec.balanced(1, size=32)).manifest.digest
     assert versions.ALGORITHMS["smears"][0] == source.DRAWING
     monkeypatch.setattr(source, "DRAWING", source.DRAWING + 1)

@@ -72,7 +72,7 @@ class Session:
         """Run what is missing and return how many cells are still missing. Under ``make`` it only counts."""
         if os.environ.get(READ_ONLY) != "1":
             run_plan(self.plan, self.store, device=resolve_device(device))
-        return sum(self.store.get(cell.id) is None for cell in self.plan.cells)
+        return sum(self.store.get(cell.id) is None for cell in self.plan.tier(0))
 
 
 def from_root(path: str | Path) -> Path:

@@ -19,6 +19,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan and write it to ``STORE/plan.json``."""
     from wbcrepro.experiments.plan import save_plan
+    from wbcrepro.experiments.run import SHOWN_LABELS
     from wbcrepro.experiments.store import Store
 
     store = Store(arguments.store)
@@ -32,9 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         done = sum(store.done(cell.id) for cell in plan.cells)
         print(f"{plan.paper}, profile {plan.profile}, {plan.benchmark.name}: {len(plan.cells)} cells, {done} done")
         for cell in plan.cells:
-            words = [
-                f"{key}={cell.labels[key]}" for key in ("preset", "backbone", "fold", "method") if key in cell.labels
-            ]
+            words = [f"{key}={cell.labels[key]}" for key in (*SHOWN_LABELS, "scale", "tier") if key in cell.labels]
             print(f"  {'done' if store.done(cell.id) else '    '}  {cell.id:22}  {' '.join(words)}")
     print(f"written to {path}; run one with: wbcrepro run-cell ID, all with: wbcrepro reproduce")
     return 0

@@ -18,6 +18,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     add_experiment_options(parser)
     add_device_option(parser)
+    parser.add_argument(
+        "--more",
+        type=int,
+        default=0,
+        metavar="N",
+        help="1: ablations and sweeps too; 2: further trials too (default 0)",
+    )
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="run the I-th of N parts (I from 0)")
     parser.set_defaults(run=run)
 
@@ -45,10 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     for plan in plans(arguments, store):
         save_plan(plan, store)
         data = "synthetic smears" if plan.benchmark.synthetic else plan.benchmark.caption
-        print(
-            f"{plan.paper}: profile {plan.profile}, {len(plan.cells)} cells on {data}, device {hardware(str(device))}"
+        asked, left = len(plan.tier(arguments.more)), len(plan.cells) - len(plan.tier(arguments.more))
+        rest = f" ({left} more with --more 1 or 2)" if left else ""
+        print(f"{plan.paper}: profile {plan.profile}, {asked} cells{rest} on {data}, device {hardware(str(device))}")
+        failed += run_plan(
+            plan, store, device=device, shard=shard, more=arguments.more, progress=not arguments.no_progress
         )
-        failed += run_plan(plan, store, device=device, shard=shard, progress=not arguments.no_progress)
     if failed:
         print(
             f"{len(failed)} cells failed: {', '.join(failed)}. See error.json below {store.path / 'cells'}."

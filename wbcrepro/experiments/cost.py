@@ -23,6 +23,7 @@ from wbcrepro.experiments.store import Store
 from wbcrepro.inference.tta import DIHEDRAL
 from wbcrepro.training import autocast
 
+TRAININGS = ("train", "domain_train")
 MOMENTS = 3  # a checkpoint holds each parameter and AdamW's two moments of it
 
 
@@ -55,7 +56,7 @@ class Cost:
 def forecast(plan: Plan, store: Store, device: torch.device, *, calibrate: Callable[..., Speed] | None = None) -> Cost:
     """The cost of the cells of ``plan`` that are not in ``store`` yet. ``calibrate`` replaces ``measure`` in tests."""
     calibrate = calibrate or measure
-    missing = [cell for cell in plan.cells if not store.done(cell.id)]
+    missing = [cell for cell in plan.tier(0) if not store.done(cell.id)]
     images, seconds, disk = Counter(), Counter(), 0
     speeds: dict[tuple, Speed] = {}
     for cell in missing:
@@ -65,17 +66,17 @@ def forecast(plan: Plan, store: Store, device: torch.device, *, calibrate: Calla
             seconds["pixels"] += count * read_seconds(plan)
             disk += count * 3 * side**2
             continue
-        train = cell if cell.kind == "train" else _ancestor(plan, cell, "train")
-        side, batch = _ancestor(plan, train, "pixels").config["crop"], train.config["optimisation"]["batch_size"]
-        key = (train.config["backbone"], side, batch)
+        train = cell if cell.kind in TRAININGS else _ancestor(plan, cell, *TRAININGS)
+        side = _ancestor(plan, train, "pixels").config["crop"]
+        key = (train.config["backbone"], side, _batch(train))
         if key not in speeds:
             speeds[key] = calibrate(*key, device)
-        work, written = _work(plan, cell, speeds[key])
+        work, written = (_work if train.kind == "train" else _domain_work)(plan, cell, speeds[key])
         images[cell.kind] += sum(work.values())
         seconds[cell.kind] += work["train"] * speeds[key].train + work["forward"] * speeds[key].forward
         disk += written
-    kinds = Counter(cell.kind for cell in plan.cells)
-    return Cost(dict(kinds), len(plan.cells) - len(missing), dict(images), dict(seconds), disk)
+    kinds = Counter(cell.kind for cell in plan.tier(0))
+    return Cost(dict(kinds), len(plan.tier(0)) - len(missing), dict(images), dict(seconds), disk)
 
 
 def _work(plan: Plan, cell: Cell, speed: Speed) -> tuple[Counter, int]:
@@ -96,14 +97,40 @@ def _work(plan: Plan, cell: Cell, speed: Speed) -> tuple[Counter, int]:
     return Counter(), 0
 
 
-def _ancestor(plan: Plan, cell: Cell, kind: str) -> Cell:
+def _batch(train: Cell) -> int:
+    """Images in one pass of a training."""
+    config = train.config
+    if train.kind == "train":
+        return config["optimisation"]["batch_size"]
+    return config["schedule"]["batch_per_domain"] * len(config["sources"])
+
+
+def _domain_work(plan: Plan, cell: Cell, speed: Speed) -> tuple[Counter, int]:
+    """As ``_work``, for a training with a laboratory held out (or what is made from one)."""
+    train = cell if cell.kind == "domain_train" else _ancestor(plan, cell, "domain_train")
+    domains, folds = (plan.benchmark.table[name].to_numpy() for name in ("domain", "fold"))
+    source = np.isin(domains, train.config["sources"])
+    val = int((source & (folds == train.config["trial"])).sum())
+    rest, target = int(source.sum()) - val, int(np.isin(domains, train.config["targets"]).sum())
+    if cell.kind != "domain_train":
+        return Counter(forward=rest + val + target), 0
+    schedule, settings, batch = train.config["schedule"], train.config["settings"], _batch(train)
+    views = settings.get("k", 3) - 1 if train.config["algorithm"] == "sada" else 0
+    work = Counter(train=batch * (schedule["steps"] + views * settings.get("stage1_steps", 0)))
+    work["forward"] = val * (schedule["steps"] // schedule["checkpoint_every"]) + 3 * (val + target)
+    if "refresh" in settings:
+        work["forward"] += rest * max(schedule["steps"] - settings["start"], 0) // settings["refresh"]
+    return work, 4 * speed.parameters * (3 + 2 * MOMENTS)
+
+
+def _ancestor(plan: Plan, cell: Cell, *kinds: str) -> Cell:
     pending = list(cell.parents)
     while pending:
         found = plan.cell(pending.pop(0))
-        if found.kind == kind:
+        if found.kind in kinds:
             return found
         pending += found.parents
-    raise LookupError(f"{cell.id} has no ancestor of kind {kind}")
+    raise LookupError(f"{cell.id} has no ancestor of kind {' or '.join(kinds)}")
 
 
 def read_seconds(plan: Plan, count: int = 12) -> float:

@@ -18,7 +18,10 @@ from torch import nn
 from wbcrepro import metrics, training
 from wbcrepro.backbones import Classifier, build_backbone
 from wbcrepro.data.pixels import PixelCache, Preprocessing, build_pixels
+from wbcrepro.data.scale import scaled_reader
+from wbcrepro.experiments import kinds_domains
 from wbcrepro.experiments.heads import below, head_from_state
+from wbcrepro.experiments.predictions import save_predictions
 from wbcrepro.experiments.run import Context, Runner
 from wbcrepro.experiments.store import StoredCell
 from wbcrepro.inference.ensemble import mean_probabilities
@@ -33,8 +36,9 @@ TEST_SETS = ("test", "test_degraded")
 def run_pixels(context: Context) -> dict:
     """Decode, normalise the stain, resize and crop every image of the benchmark once."""
     config, benchmark = context.cell.config, context.benchmark
+    read = scaled_reader(benchmark, config["scale"]) if "scale" in config else benchmark.read
     cache = build_pixels(
-        benchmark.read,
+        read,
         len(benchmark.table),
         Preprocessing(stain=config["stain"], resize=config["resize"], crop=config["crop"]),
         context.folder / "pixels",
@@ -59,7 +63,7 @@ def run_train(context: Context) -> dict:
     )  # fmt: skip
     training.load_weights(model, context.folder / "best.safetensors")
     probabilities = training.predict(model, images, val, views=("identity",), device=context.device)
-    _save_predictions(context, {"val": (val, probabilities)}, ("identity",))
+    save_predictions(context, {"val": (val, probabilities)}, ("identity",))
     scores = metrics.scores(labels[val], probabilities[:, 0].argmax(1), len(benchmark.classes))
     return {
         "best_epoch": result.best_epoch,
@@ -158,7 +162,7 @@ def _run_online(context: Context) -> dict:
 
 
 def _finish_head(context: Context, found: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict) -> dict:
-    _save_predictions(context, found, DIHEDRAL)
+    save_predictions(context, found, DIHEDRAL)
     labels, classes = context.benchmark.table["label"].to_numpy(), len(context.benchmark.classes)
     train, _ = _fold_rows(context, context.cell.config["fold"])
     report: dict = {"chosen": chosen, "train_counts": np.bincount(labels[train], minlength=classes).tolist()}
@@ -214,22 +218,10 @@ def _trained_head(context: Context, checkpoint: str) -> nn.Module:
     return head_from_state(below(state, "head."))
 
 
-def _save_predictions(
-    context: Context, found: dict[str, tuple[np.ndarray, np.ndarray]], views: tuple[str, ...]
-) -> None:
-    table = context.benchmark.table
-    arrays: dict[str, np.ndarray] = {"classes": np.array(context.benchmark.classes), "views": np.array(views)}
-    for name, (rows, probabilities) in found.items():
-        if not np.isfinite(probabilities).all():
-            raise ArithmeticError(
-                f"{context.cell.id}: {name} has probabilities that are not finite; nothing was stored"
-            )
-        arrays[f"{name}_ids"] = table["id"].to_numpy(str)[rows]
-        arrays[f"{name}_labels"] = table["label"].to_numpy(np.int16)[rows]
-        arrays[f"{name}_probabilities"] = probabilities.astype(np.float16)
-    temporary = context.folder / ".predictions.npz"
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(context.folder / "predictions.npz")
-
-
-RUNNERS: dict[str, Runner] = {"pixels": run_pixels, "train": run_train, "features": run_features, "head": run_head}
+RUNNERS: dict[str, Runner] = {
+    "pixels": run_pixels,
+    "train": run_train,
+    "features": run_features,
+    "head": run_head,
+    **kinds_domains.RUNNERS,
+}

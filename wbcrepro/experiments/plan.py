@@ -17,6 +17,7 @@ from pathlib import Path
 from wbcrepro.data.benchmarks import Benchmark, load_benchmark
 from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.experiments.cell import SCHEMA, Cell
+from wbcrepro.experiments.plan_domains import plan_domains
 from wbcrepro.experiments.store import Store, write_json
 from wbcrepro.experiments.versions import versions_of
 from wbcrepro.papers import load_paper, profile_of
@@ -67,6 +68,10 @@ class Plan:
         """Cells whose labels (preset, method, backbone, fold, ...) have these values."""
         return [c for c in self.cells if all(c.labels.get(key) == value for key, value in labels.items())]
 
+    def tier(self, more: int) -> list[Cell]:
+        """The cells that a run with ``--more`` of this value is about; cells without the label are in tier 0."""
+        return [cell for cell in self.cells if cell.labels.get("tier", 0) <= more]
+
     def to_json(self, store: Store | None = None) -> dict:
         """The plan as ``wbcrepro plan --json`` prints it (schema in the book, page *Reproduce*)."""
         cells = []
@@ -108,7 +113,8 @@ def make_plan(
     if accumulate is not None:
         if accumulate < 1:
             raise UsageError(f"--accumulate {accumulate}: expected 1 or more passes for each optimiser step")
-        settings = settings | {"stage1": settings["stage1"] | {"accumulate": accumulate}}
+        if "stage1" in settings:  # designs of many small minibatches have no batch to split
+            settings = settings | {"stage1": settings["stage1"] | {"accumulate": accumulate}}
     name = dataset or settings["benchmark"]
     benchmark = load_benchmark(name, data_root=data, cache=store.cache, progress=progress)
     planner = PLANNERS[document["design"]]
@@ -121,7 +127,9 @@ def make_plan(
             f"{', '.join(networks)}. Use package, hub or random; on a machine without internet, put the published "
             "files into the folder checkpoints/ of torch's hub cache, where hub finds them"
         )
-    unique = {cell.id: cell for cell in cells}
+    unique: dict[str, Cell] = {}
+    for cell in cells:
+        unique.setdefault(cell.id, cell)  # the first place where a shared cell is needed gives its labels
     asked = {"profile": profile, "data": data, "dataset": dataset, "weights": weights, "accumulate": accumulate}
     return Plan(paper, profile, benchmark, tuple(unique.values()), file, asked | {"store": store.path})
 
@@ -269,4 +277,4 @@ def _chain(
     return cells
 
 
-PLANNERS: dict[str, Callable[..., list[Cell]]] = {"two_stage": _two_stage}
+PLANNERS: dict[str, Callable[..., list[Cell]]] = {"two_stage": _two_stage, "domains": plan_domains}

@@ -27,6 +27,7 @@ from wbcrepro.experiments.store import Store, StoredCell, write_json
 from wbcrepro.memory import keep_freed_memory
 
 POLL_SECONDS = 2.0
+SHOWN_LABELS = ("preset", "backbone", "fold", "held_out", "trial", "method")
 
 
 @dataclass
@@ -116,16 +117,20 @@ def _require(needed: str, cell: Cell, plan: Plan, store: Store) -> None:
 def shard_of(cell: Cell, plan: Plan, count: int) -> int | None:
     """Which of ``count`` shards runs a cell: whole chains stay together. None: any shard may (shared ancestors)."""
     key = cell
-    while key.kind not in {"train", "pixels"}:
+    while key.kind not in {"train", "domain_train", "pixels"}:
         key = plan.cell(key.parents[0])
     return None if key.kind == "pixels" else zlib.crc32(key.id.encode()) % count
 
 
 def run_plan(
-    plan: Plan, store: Store, *, device: torch.device, shard: tuple[int, int] = (0, 1), progress: bool = True
-) -> list[str]:
-    """Run what is missing of a plan. Returns the ids that failed (their traceback is in ``error.json``)."""
-    mine = [c for c in plan.cells if shard_of(c, plan, shard[1]) in {None, shard[0]}]
+    plan: Plan, store: Store, *, device: torch.device, shard: tuple[int, int] = (0, 1), more: int = 0,
+    progress: bool = True,
+) -> list[str]:  # fmt: skip
+    """Run what is missing of a plan. Returns the ids that failed (their traceback is in ``error.json``).
+
+    ``more``: cells whose label ``tier`` is above it wait for another run (ablations 1, further trials 2).
+    """
+    mine = [c for c in plan.tier(more) if shard_of(c, plan, shard[1]) in {None, shard[0]}]
     waiting = [c for c in mine if not store.done(c.id)]
     failed: dict[str, str] = {}
     bar = tqdm(total=len(mine), initial=len(mine) - len(waiting), unit="cell", desc=plan.paper, disable=not progress)
@@ -157,10 +162,8 @@ def run_plan(
 
 
 def _words(cell: Cell) -> str:
-    return (
-        " ".join(str(cell.labels[k]) for k in ("preset", "backbone", "fold", "method") if k in cell.labels)
-        + f" {cell.kind}"
-    )
+    shown = [str(cell.labels[key]) for key in SHOWN_LABELS if key in cell.labels]
+    return " ".join([*shown, cell.kind])
 
 
 def _write_error(store: Store, cell: Cell, error: BaseException) -> None:

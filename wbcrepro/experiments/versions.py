@@ -46,6 +46,28 @@ ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "losses": (1, ("longtail/losses",)),
     "heads": (1, ("longtail/heads",)),
     "tta": (1, ("inference/tta.py",)),
+    "scale": (1, ("data/scale.py", "data/scale.yml")),
+    "domain_loop": (1, ("domain_training.py", "augment_domains.py", "domains/algorithm.py", "domains/swad.py")),
+    "erm": (1, ("domains/erm.py",)),
+    "dann": (1, ("domains/dann.py",)),
+    "coral": (1, ("domains/coral.py",)),
+    "mixup": (1, ("domains/mixup.py",)),
+    "selfreg": (1, ("domains/selfreg.py",)),
+    "boda": (1, ("domains/boda.py", "domains/coral.py")),
+    "mixstyle": (1, ("domains/mixstyle.py",)),
+    "sada": (
+        1,
+        (
+            "domains/sada.py",
+            "domains/contrastive.py",
+            "domains/local_alignment.py",
+            "domains/distributed.py",
+            "stain/snmf.py",
+            "stain/clusters.py",
+            "stain/augmentation.py",
+            "stain/colour_jitter.py",
+        ),
+    ),
 }
 """Name: (version, files or folders of the package that implement it)."""
 
@@ -54,6 +76,11 @@ USED_BY = {
     "train": ("backbones", "augment", "training", "checkpoints", "metrics", "samplers", "losses"),
     "features": ("backbones", "augment", "training", "checkpoints", "tta"),
     "head": ("heads", "losses", "samplers", "metrics"),
+    "scaled_pixels": ("pixels", "scale"),
+    "domain_train": ("backbones", "domain_loop"),  # and the algorithm itself
+    "domain_head": ("backbones", "augment", "heads", "losses", "samplers"),
+    "domain_embeddings": ("backbones",),
+    "domain_gradcam": ("backbones",),
     "online_head": ("backbones", "augment", "training", "checkpoints", "metrics", "samplers", "losses", "tta"),
 }
 """Which algorithms the result of each kind of cell depends on (its parents bring their own)."""
