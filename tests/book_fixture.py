@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ from wbcrepro.book.layout import Inputs, Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = "train-0123456789ab"
+BUILT = os.environ.get("WBCREPRO_BOOK")
+"""The html folder of a whole book, whose pages are then checked too (in a browser: instead of the small book's)."""
 
 NOTEBOOK = """\
 # %% [markdown]

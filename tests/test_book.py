@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from book_fixture import CELL, NOTEBOOK, inputs_of, make_root, small_book
+from book_fixture import BUILT, CELL, NOTEBOOK, ROOT, inputs_of, make_root, small_book
 
 pytest.importorskip("papermill")
 pytest.importorskip("jupyter_book")
@@ -41,6 +41,11 @@ def copy_of(book, tmp_path):
     return dataclasses.replace(book, root=shutil.copytree(book.root, tmp_path / "copy", ignore=ignore))
 
 
+def folders_of_pages(book) -> list[Path]:
+    """The small book's pages, and those of the whole book where one was built."""
+    return [book.html] + ([Path(BUILT).resolve()] if BUILT else [])
+
+
 def executed(layout, name="stain"):
     return nbformat.read(layout.executed / f"{name}.ipynb", as_version=4)
 
@@ -68,12 +73,14 @@ def test_page_shows_the_parameters_that_it_ran_with_and_hides_papermills_cell(bo
 
 
 def test_no_page_holds_a_traceback_or_a_path_of_this_machine(book):
-    texts = {path: path.read_text(encoding="utf-8") for path in book.html.rglob("*.html")}
-    texts |= {path: path.read_text(encoding="utf-8") for path in book.executed.glob("*.ipynb")}
-    texts |= {path: path.read_text(encoding="utf-8") for path in (book.html / "_static" / "pages").rglob("*.csv")}
-    assert len(texts) > 12
+    texts = {path: path.read_text(encoding="utf-8") for path in book.executed.glob("*.ipynb")}
+    for html in folders_of_pages(book):
+        pages = [*html.rglob("*.html"), *(html / "_static" / "pages").rglob("*.csv")]
+        assert len(pages) > 12
+        texts |= {path: path.read_text(encoding="utf-8") for path in pages}
+    machine = (str(book.root), str(ROOT), f"{Path.home()}/", "ipykernel_")
     for path, text in texts.items():
-        for unwanted in ("Traceback (most recent call last)", str(book.root), f"{Path.home()}/", "ipykernel_"):
+        for unwanted in ("Traceback (most recent call last)", *machine):
             assert unwanted not in text, f"{path} holds {unwanted}"
 
 
@@ -86,11 +93,12 @@ def test_stderr_goes_to_the_log_and_not_to_the_page(book):
 def test_no_page_loads_anything_from_another_host(book):
     elements = r"<(?:script|img|iframe|source|video|audio|link)\b[^>]*\b(?:src|href)"
     loading = re.compile(elements + r"=[\"']?(?:https?:)?//[^\"' >]+|@import\s+url\(['\"]?(?:https?:)?//", re.I)
-    pages = list(book.html.rglob("*.html"))
-    found = {page.name: loading.findall(page.read_text(encoding="utf-8")) for page in pages}
-    assert len(pages) > 12 and not any(found.values()), found
-    styles = [path for path in book.html.rglob("*.css") if re.search(r"url\(['\"]?https?://", path.read_text("utf-8"))]
-    assert not styles
+    for html in folders_of_pages(book):
+        pages = list(html.rglob("*.html"))
+        found = {page.name: loading.findall(page.read_text(encoding="utf-8")) for page in pages}
+        assert len(pages) > 12 and not any(found.values()), found
+        styles = [path for path in html.rglob("*.css") if re.search(r"url\(['\"]?https?://", path.read_text("utf-8"))]
+        assert not styles
 
 
 def test_execution_elsewhere_gives_the_same_bytes(book, tmp_path):
@@ -323,6 +331,19 @@ def test_repository_address_comes_from_one_place(monkeypatch):
     monkeypatch.setattr("wbcrepro.REPOSITORY", "https://github.com/someone/else")
     final = sphinx_config(yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")))
     assert final["html_theme_options"]["repository_url"] == "https://github.com/someone/else"
+
+
+def test_published_book_is_checked_page_by_page_before_it_is_uploaded():
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["publish"]["steps"]
+    names = ("make reproduce", "STRICT=1", "upload-pages-artifact")
+    made, tested, uploaded = (next(n for n, step in enumerate(steps) if name in str(step)) for name in names)
+    assert made < tested < uploaded
+    checked, upload = steps[tested], steps[uploaded]
+    assert checked["env"]["WBCREPRO_BOOK"] == upload["with"]["path"]
+    assert all(f"tests/test_{name}.py" in checked["run"] for name in ("browser", "book"))
 
 
 def test_vendored_mathjax_has_its_licence_and_no_large_file():
