@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wbcrepro.data import benchmarks
@@ -39,6 +39,12 @@ def build_from(parts: dict[str, list[dict]], classes: tuple[str, ...], folds: in
     return build("test", joined(parts, classes), settings)
 
 
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """One cache of verdicts on files for all tests: 5,220 images are decoded once."""
+    return tmp_path_factory.mktemp("scans")
+
+
 def load(name, data, tmp_path):
     return load_benchmark(name, data_root=data, cache=tmp_path, progress=False)
 
@@ -55,10 +61,16 @@ def assert_nothing_on_two_sides(benchmark) -> None:
     assert (frame["label"].to_numpy() == np.array(benchmark.classes)[table["label"]]).all()
 
 
-cells = st.fixed_dictionaries({"label": st.sampled_from(["x", "y", "z"]), "group": st.sampled_from(["", "1", "2", "3"]),
-                               "sha256": st.integers(0, 40).map(str)})
+cells = st.fixed_dictionaries(
+    {
+        "label": st.sampled_from(["x", "y", "z"]),
+        "group": st.sampled_from(["", "1", "2", "3"]),
+        "sha256": st.integers(0, 40).map(str),
+    }
+)
 
 
+@settings(max_examples=40)
 @given(st.fixed_dictionaries({lab: st.lists(cells, min_size=1, max_size=30) for lab in LABS}), st.integers(2, 5))
 def test_no_content_or_group_is_on_two_sides(parts, folds):
     try:
@@ -78,8 +90,10 @@ def test_no_content_or_group_is_on_two_sides(parts, folds):
 
 
 def test_folds_are_stratified_within_each_domain():
-    parts = {lab: [{"label": "xyz"[n % 3], "sha256": f"{lab}{n}"} for n in range(size)]
-             for lab, size in zip(LABS, (30, 60, 90), strict=True)}
+    parts = {
+        lab: [{"label": "xyz"[n % 3], "sha256": f"{lab}{n}"} for n in range(size)]
+        for lab, size in zip(LABS, (30, 60, 90), strict=True)
+    }
     table = build_from(parts, ("x", "y", "z")).table
     counts = pd.crosstab([table["domain"], table["label"]], table["fold"])
     assert counts.shape == (9, 5) and (counts.max(axis=1) == counts.min(axis=1)).all()
@@ -99,8 +113,10 @@ def test_a_slide_with_all_of_a_class_always_trains_and_a_single_image_does_not()
 
 
 def test_an_image_of_two_laboratories_is_in_one_and_of_two_labels_in_none():
-    parts = {"a": [{"label": "x", "sha256": "same"}, {"label": "x", "sha256": "two"}, {"label": "y", "sha256": "1"}],
-             "b": [{"label": "x", "sha256": "same"}, {"label": "y", "sha256": "two"}, {"label": "y", "sha256": "2"}]}
+    parts = {
+        "a": [{"label": "x", "sha256": "same"}, {"label": "x", "sha256": "two"}, {"label": "y", "sha256": "1"}],
+        "b": [{"label": "x", "sha256": "same"}, {"label": "y", "sha256": "two"}, {"label": "y", "sha256": "2"}],
+    }
     table = build_from(parts, ("x", "y")).table
     assert table["id"].tolist() == ["a/0000", "a/0002", "b/0002"]
 
@@ -163,8 +179,8 @@ def test_the_sweep_changes_stains_only(tmp_path):
     assert (zero.truth(0).nucleus == two.truth(0).nucleus).all()
 
 
-def test_real_laboratories_have_their_counts(real_data, tmp_path):
-    benchmark = load("sada-four", real_data, tmp_path)
+def test_real_laboratories_have_their_counts(real_data, scans):
+    benchmark = load("sada-four", real_data, scans)
     assert_nothing_on_two_sides(benchmark)
     assert benchmark.domains == ("acevedo20", "raabin500", "chula_lab500", "zheng18") and not benchmark.synthetic
     counts = class_counts(benchmark)
@@ -183,13 +199,18 @@ def test_real_laboratories_have_their_counts(real_data, tmp_path):
     assert (acevedo <= full).all() and (acevedo > 0.25 * full).all()
 
 
-def test_thirteen_classes_of_real_laboratories(real_data, tmp_path):
-    benchmark = load("boda-real", real_data, tmp_path)
+def test_thirteen_classes_of_real_laboratories(real_data, scans):
+    benchmark = load("boda-real", real_data, scans)
     assert_nothing_on_two_sides(benchmark)
     counts = class_counts(benchmark)
     assert (counts.loc["acevedo20"] > 0).all() and counts.shape == (4, 10)
     assert counts.loc["zheng18"][counts.loc["zheng18"] > 0].to_dict() == {
-        "neutrophil_segmented": 176, "eosinophil": 22, "lymphocyte_typical": 52, "monocyte": 48, "basophil": 1}
+        "neutrophil_segmented": 176,
+        "eosinophil": 22,
+        "lymphocyte_typical": 52,
+        "monocyte": 48,
+        "basophil": 1,
+    }
     text = "\n".join(benchmark.notes)
     assert "count as segmented and typical" in text and "score on it is over its other 5 classes" in text
 
@@ -204,9 +225,9 @@ def test_missing_datasets_are_all_named_with_the_next_step(tmp_path):
             load(name, tmp_path, tmp_path / "cache")
 
 
-def test_older_benchmarks_keep_their_digests(real_data, tmp_path):
+def test_older_benchmarks_keep_their_digests(real_data, scans):
     stored = json.loads((RESULTS / "decoupled" / "acevedo20-lt-mini" / "provenance.json").read_text())
-    assert load("acevedo20-lt", real_data, tmp_path).digest == stored["data_digest"]
+    assert load("acevedo20-lt", real_data, scans).digest == stored["data_digest"]
 
 
 @pytest.mark.parametrize("name, digest", [("smears-demo", "2b0e7e2ebcca"), ("smears-tiny", "7c855c649f79")])
