@@ -29,10 +29,18 @@ def texts(figure):
 
 def test_confusion_shows_counts_and_wilson_intervals():
     labels, codes = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 1])
-    found = texts(figures.confusion_figure(labels, codes, ("A", "B", "C")))
+    found = texts(figures.confusion_figure([(labels, codes)], ("A", "B", "C")))
     low, high = wilson_interval(2, 3)
     assert f"67 % [{100 * low:.0f}, {100 * high:.0f}]" in found and "absent" in found
     assert sorted(t for t in found if t.isdigit()) == ["1", "2", "2"]
+
+
+def test_confusion_is_the_mean_of_all_folds_at_the_size_of_one_test_set():
+    labels = np.array([0, 0, 0, 1, 1])
+    found = texts(figures.confusion_figure([(labels, labels), (labels, np.array([1, 0, 0, 1, 1]))], ("A", "B")))
+    low, high = wilson_interval(2.5, 3)
+    assert f"83 % [{100 * low:.0f}, {100 * high:.0f}]" in found
+    assert {"2.5", "0.5", "2"} <= set(found) and "3" not in found
 
 
 def test_recall_leaves_out_absent_classes_and_sorts_by_training_images():

@@ -143,6 +143,12 @@ def test_a_row_that_the_profile_leaves_out_names_a_profile_that_has_it(filled):
     assert "run by no profile in this preset: Supervised (Swin)" in table_html(table)
 
 
+def test_the_caption_names_the_profiles_that_fill_the_table(filled):
+    words = "Profiles that fill this table: "
+    assert build_table(filled[2]).caption().endswith(f"{words}tiny, demo, mini, paper.")
+    assert build_table(filled[2], preset="code").caption().endswith(f"{words}mini (some rows: tiny, demo, paper).")
+
+
 def test_holes_repeat_the_options_that_the_plan_was_asked_with(tmp_path):
     store = Store(tmp_path / "a store")
     asked = {"dataset": "smears-demo", "weights": "random", "accumulate": 2}

@@ -33,9 +33,15 @@ def use_style() -> None:
     )  # fmt: skip
 
 
-def confusion_figure(labels: np.ndarray, codes: np.ndarray, classes: tuple[str, ...], title: str = "") -> Figure:
-    """Rows are the truth. Colour: share of the row; number: images; right margin: recall with its Wilson interval."""
-    matrix = confusion(labels, codes, len(classes))
+def confusion_figure(
+    folds: list[tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...], title: str = ""
+) -> Figure:
+    """Rows are the truth. Colour: share of the row; number: images; right margin: recall with its Wilson interval.
+
+    ``folds``: ``[(labels, predicted codes) of each fold]``. Images are means over folds, so intervals are at the size
+    of one test set.
+    """
+    matrix = np.mean([confusion(labels, codes, len(classes)) for labels, codes in folds], axis=0)
     support = matrix.sum(1)
     share = np.divide(matrix, support[:, None], out=np.zeros(matrix.shape), where=support[:, None] > 0)
     size = max(4.6, 0.46 * len(classes) + 1.2)
@@ -45,12 +51,12 @@ def confusion_figure(labels: np.ndarray, codes: np.ndarray, classes: tuple[str, 
     for (row, column), count in np.ndenumerate(matrix):
         if count:
             colour = "white" if share[row, column] > 0.55 else "#222222"
-            axis.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+            axis.text(column, row, f"{round(count, 1):g}", ha="center", va="center", fontsize=8, color=colour)
     low, high = wilson_interval(np.diag(matrix), support)
     for row, total in enumerate(support):
         words = f"{100 * share[row, row]:.0f} % [{100 * low[row]:.0f}, {100 * high[row]:.0f}]" if total else "absent"
         axis.text(len(classes) - 0.35, row, words, va="center", fontsize=8, color="#222222")
-    ticks = [f"{name} ({total})" for name, total in zip(classes, support, strict=True)]
+    ticks = [f"{name} ({round(total, 1):g})" for name, total in zip(classes, support, strict=True)]
     axis.set_xticks(range(len(classes)), classes, rotation=90)
     axis.set_yticks(range(len(classes)), ticks)
     axis.set(xlabel="predicted", ylabel="truth (images)", title=title)

@@ -111,6 +111,17 @@ class Table:
                     found[label, metric] = "best" if value == order[0] else "second"
         return found
 
+    def filled_by(self) -> str:
+        """Which profiles run the rows of this table under its preset: all of them, or some."""
+        paper = self.predictions.paper
+        definition = paper["tables"][self.name]
+        runs = [set(profiles_with(paper, definition, row.spec)) for row in self.rows]
+        everything, something = set.intersection(*runs), set.union(*runs)
+        whole = [name for name in definition["profiles"] if name in everything]
+        part = [name for name in definition["profiles"] if name in something - everything]
+        some = f" (some rows: {', '.join(part)})" if part else ""
+        return f"Profiles that fill this table: {', '.join(whole) or 'none'}{some}."
+
     def caption(self) -> str:
         """What the numbers are, in sentences."""
         p = self.predictions
@@ -122,7 +133,8 @@ class Table:
             f"{SET_WORDS.get(self.on, self.on)} of {p.benchmark}. "
             f"{sentence(p.caption)} In this profile {networks}. "
             f"Ours: mean ± standard deviation over folds ({self.folds} planned), "
-            f"in brackets the 95 % bootstrap interval over test images ({self.bootstrap} resamples within classes)."
+            f"in brackets the 95 % bootstrap interval over test images ({self.bootstrap} resamples within classes). "
+            f"{self.filled_by()}"
         )
 
     def frame(self) -> pd.DataFrame:
