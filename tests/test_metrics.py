@@ -51,6 +51,35 @@ def test_bootstrap_is_the_loop(options):
                 assert draws[b, k] == pytest.approx(expected, abs=1e-12)
 
 
+def test_bootstrap_of_some_rows_and_classes_is_the_loop():
+    """One resample of all items; each set is scored on its own rows, the macro average over its own classes."""
+    rng = np.random.default_rng(5)
+    labels = np.repeat([0, 1, 3], 12)
+    sets = [np.where(rng.random(36) < 0.5, labels, rng.integers(0, 4, 36)) for _ in range(2)]
+    rows = [np.arange(36) % 5 != 0, labels != 1]
+    over = [np.array([0, 1, 3]), np.array([0, 3])]
+    for metric in ("macro_f1", "macro_recall", "micro_f1"):
+        draws = metrics.bootstrap_draws(sets, labels, metric, 15, 7, n_classes=4, stratified=True, rows=rows,
+                                        average_over=over)
+        weights = metrics._draw_weights(labels, None, True, 15, np.random.default_rng(7)).astype(int)
+        for b in range(15):
+            for k, pred in enumerate(sets):
+                drawn = np.repeat(np.arange(36), weights[:, b] * rows[k])
+                per_class = metrics.scores(labels[drawn], pred[drawn], 4)["per_class"]
+                name = {"macro_f1": "f1", "macro_recall": "recall"}.get(metric)
+                parts = np.array(per_class[name])[over[k]] if name else labels[drawn] == pred[drawn]
+                assert draws[b, k] == pytest.approx(parts.mean(), abs=1e-12)
+
+
+def test_a_score_over_some_classes():
+    true, pred = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
+    assert metrics.score(true, pred, "macro_f1", 3) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert metrics.score(true, pred, "macro_f1", 3, average_over=np.array([0, 1])) == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics.score(true, pred, "micro_f1", 3, average_over=np.array([0, 1])) == 0.75
+    with pytest.raises(ValueError, match="leaves out a class that has images"):
+        metrics.score(true, pred, "macro_f1", 3, average_over=np.array([0]))
+
+
 def test_bootstrap_schemes_resample_what_they_say():
     labels = np.repeat([0, 1, 2], [50, 8, 2])
     rng = np.random.default_rng

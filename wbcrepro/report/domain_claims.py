@@ -74,7 +74,7 @@ def _finding(
     if paper is not None and paper * sign <= 0:
         notes.append("the paper's own table does not say so")
     if ours is None:
-        notes.append("cells missing")
+        notes += [] if note else ["cells missing"]
         return Finding(claim["id"], item, "points", paper, None, None, None, 0, "not testable", "; ".join(notes))
     low, high = ours.interval()
     turned = Estimate({k: sign * v for k, v in ours.values.items()}, {k: sign * v for k, v in ours.draws.items()})

@@ -30,7 +30,7 @@ class Column:
     def ours(self) -> str:
         """What ours is measured on, in a word."""
         if not self.laboratories:
-            return "not in this profile"
+            return "not held out here"
         return self.laboratories[0] if len(self.laboratories) == 1 else f"mean of {len(self.laboratories)}"
 
 

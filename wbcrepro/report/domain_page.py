@@ -113,22 +113,26 @@ def paper_text(entry: Entry) -> str:
     return f"{mean:.1f} ± {std:.1f}" if std is not None else f"{mean:.2f}"
 
 
+def _parts(table: DomainTable) -> list[tuple[str, tuple[Column, ...]]]:
+    """Each metric with at most ``WIDTH`` columns at a time."""
+    places = range(0, len(table.columns), WIDTH)
+    return [(metric, table.columns[i : i + WIDTH]) for metric in table.metrics for i in places]
+
+
 def domain_table_text(table: DomainTable) -> str:
     """Paper and ours, a block per metric (``*`` best, ``_`` second), then the commands that fill the holes."""
     ranks, mark = table.ranks(), {"best": "*", "second": "_", None: " "}
     width = max(len(row.label) for row in table.rows)
     lines = [table.caption()]
-    for metric in table.metrics:
+    for metric, columns in _parts(table):
         lines += ["", METRIC_WORDS.get(metric, metric)]
-        lines.append(
-            " " * width + "".join(f"  {c.label + ' paper':>17}  {'ours: ' + c.ours:>24} " for c in table.columns)
-        )
+        lines.append(" " * width + "".join(f"  {c.label + ' paper':>16}  {c.ours[:18]:>18} " for c in columns))
         for row in table.rows:
             line = f"{row.label:{width}}"
-            for column in table.columns:
+            for column in columns:
                 key = (column.label, metric)
                 ours = ours_text(row.entries[key], table.trials, "trial") if column.laboratories else "no data"
-                line += f"  {paper_text(row.entries[key]):>17}  {ours:>24}{mark[ranks.get((row.label, *key))]}"
+                line += f"  {paper_text(row.entries[key]):>16}  {ours:>18}{mark[ranks.get((row.label, *key))]}"
             lines.append(line)
     lines.append("ours: * best, _ second; intervals and verdicts are in --csv and --json")
     if table.predictions.synthetic:
