@@ -46,7 +46,7 @@ from wbcrepro.longtail.heads import make_head
 from wbcrepro.longtail.losses import make_loss
 from wbcrepro.longtail.losses.effective_number import effective_number_weights
 from wbcrepro.report.figures import training_figure, use_style
-from wbcrepro.report.page import Html, banner, frame_html, hole, source
+from wbcrepro.report.page import Html, banner, drawn_words, figure_source, frame_html, hole, source
 from wbcrepro.report.predictions import from_plan
 from wbcrepro.session import open_session
 from wbcrepro.stain import normaliser
@@ -59,7 +59,8 @@ benchmark, classes = session.benchmark, session.benchmark.classes
 paper = from_plan(session.plan, session.store).paper
 settings = paper["profiles"][PROFILE]
 SYNTHETIC = benchmark.caption if session.synthetic else ""
-command = f"make reproduce PAPER=decoupled PROFILE={PROFILE}"
+AGAIN = f"wbcrepro book --only decoupled {session.plan.options}"
+command = session.plan.make_command()
 banner(session.synthetic, SYNTHETIC)
 
 # %% tags=["hide-input"]
@@ -90,7 +91,7 @@ for column, name in enumerate(classes):
         axis.set_axis_off()
     axes[0, column].set_title(f"{name}\n{counts[column]}", fontsize=8)
 plt.show()
-source(command=command, words=f"first and last training image of each class of {benchmark.name}")
+figure_source(f"the first and last training image of each class of {benchmark.name}", AGAIN)
 
 # %% tags=["hide-input"]
 Markdown(
@@ -125,6 +126,7 @@ for column, (a, b, s) in enumerate(zip(before, after, status, strict=True)):
     axes[1, column].set_title(s[0].replace("_", " "), fontsize=7)
 axes[0, 0].set_title("as it came", fontsize=8, loc="left")
 plt.show()
+figure_source(f"the first training images of {benchmark.name}", AGAIN)
 
 # %% tags=["hide-input"]
 pixel_cells = [(c, session.store.get(c.id)) for c in session.plan.cells if c.kind == "pixels"]
@@ -157,6 +159,7 @@ for axis, image in zip(axes, augmented, strict=True):
     axis.imshow(image.permute(1, 2, 0).byte())
     axis.set_axis_off()
 plt.show()
+figure_source(f"one normalised image of {benchmark.name}", AGAIN)
 
 # %% [markdown]
 # ## 2.2.1 Stage 1: representation learning
@@ -304,6 +307,7 @@ for axis, name, weight in zip(axes, DIHEDRAL, CODE_WEIGHTS, strict=True):
     axis.set_title(f"{name}\n{8 * weight:.0f}/8", fontsize=7)
     axis.set_axis_off()
 plt.show()
+figure_source(f"one normalised image of {benchmark.name}", AGAIN)
 
 # %% [markdown]
 # Every classifier stores its probabilities for all eight views, so each choice of views is an average taken afterwards:
@@ -357,7 +361,8 @@ rows = {
 }  # fmt: skip
 frame_html(
     pd.DataFrame([{"setting": k, "paper": str(a), f"profile {PROFILE}": str(b)} for k, (a, b) in rows.items()]),
-    "settings.csv", caption="Settings of the paper and of this page",
+    "settings.csv", caption="Settings of the paper and of this page", command=AGAIN,
+    words=drawn_words("wbcrepro/papers/decoupled.yml"),
 )  # fmt: skip
 
 # %% [markdown]

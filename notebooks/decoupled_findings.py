@@ -42,7 +42,7 @@ from wbcrepro.metrics import wilson_interval
 from wbcrepro.report import verdicts
 from wbcrepro.report.claims import evaluate_claims
 from wbcrepro.report.figures import effects_figure, use_style
-from wbcrepro.report.page import banner, claims_html, discrepancies_html, frame_html, source
+from wbcrepro.report.page import banner, claims_html, discrepancies_html, drawn_words, frame_html, source
 from wbcrepro.report.predictions import from_plan
 from wbcrepro.report.results import list_results, open_results
 from wbcrepro.session import no_results, open_session
@@ -55,6 +55,7 @@ ours = from_plan(session.plan, session.store)
 reported = ours.paper["tables"]["table_1"]["reported"]
 logged = ours.paper["tables"]["table_1"]["code_log"]
 real = [open_results(folder) for folder in list_results(session.results, "decoupled")]
+AGAIN = f"wbcrepro book --only decoupled_findings {session.plan.options}"
 banner(ours.synthetic, ours.caption)
 
 # %% [markdown]
@@ -104,6 +105,8 @@ frame_html(
     "focal.csv",
     caption="Weights of the released code and the focal factor at p = 0.5 (γ as in the paper)",
     decimals=4,
+    command=AGAIN,
+    words=drawn_words("the class counts of WBCBench 2026 (WBCBENCH_COUNTS)"),
 )
 
 # %% tags=["hide-input"]
@@ -162,7 +165,10 @@ for metric in ("MF1", "BAcc"):
         }
     )
 words = "; ".join(f"{row}: {value['words']}" for row, value in logged.items())
-frame_html(pd.DataFrame(lines), "log.csv", caption=f"Paper and log for R50, percent. Log: {words}")
+frame_html(
+    pd.DataFrame(lines), "log.csv", caption=f"Paper and log for R50, percent. Log: {words}",
+    command=AGAIN, words=drawn_words("wbcrepro/papers/decoupled.yml"),
+)  # fmt: skip
 
 # %% [markdown]
 # **D15, a sentence against its table.**

@@ -53,7 +53,6 @@ use_style()
 session = open_session("decoupled", PROFILE, STORE, DATA, DATASET, RESULTS, WEIGHTS, ACCUMULATE)
 missing = session.run_missing()
 ours = from_plan(session.plan, session.store)
-command = f"make reproduce PAPER=decoupled PROFILE={PROFILE}"
 evaluators = {(id(ours), on): Evaluator(ours, on) for on in ("test", "test_degraded")}
 METRICS = ours.paper["tables"]["table_1"]["metrics"]
 SYNTHETIC = ours.caption if ours.synthetic else ""

@@ -37,7 +37,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 from matplotlib.colors import ListedColormap
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from torch import nn
@@ -47,7 +47,7 @@ from wbcrepro.longtail import heads, samplers
 from wbcrepro.longtail.losses import make_loss
 from wbcrepro.longtail.losses.effective_number import effective_number_weights
 from wbcrepro.metrics import scores, wilson_interval
-from wbcrepro.report.page import banner
+from wbcrepro.report.page import banner, drawn_words, figure_source, frame_html
 from wbcrepro.session import open_session
 
 warnings.filterwarnings("ignore", message=".*IProgress.*")
@@ -64,6 +64,9 @@ plt.rcParams.update({
 CLASSES = tuple(WBCBENCH_COUNTS)
 COUNTS = np.array(list(WBCBENCH_COUNTS.values()))
 TAIL = ("PMY", "PC", "PLY")
+AGAIN = f"wbcrepro book --only long_tail --profile {PROFILE}"
+FROM_COUNTS = "the class counts of WBCBench 2026 (WBCBENCH_COUNTS)"
+FROM_POINTS = "points in a plane that it draws itself (seeds 0 to 3)"
 
 
 def percent(x, digits=1):
@@ -85,6 +88,7 @@ for position, n in enumerate(COUNTS):
 ax.set(ylabel="labelled images", title="WBCBench 2026: thirteen classes, three orders of magnitude")
 ax.grid(axis="x", visible=False)
 plt.show()
+figure_source(FROM_COUNTS, AGAIN)
 
 # %% tags=["hide-input"]
 always = scores(np.repeat(np.arange(13), COUNTS), np.zeros(COUNTS.sum(), int), 13)
@@ -118,6 +122,7 @@ ax.xaxis.set_major_formatter(PercentFormatter(1))
 ax.set_ylim(3.5, -0.5)
 ax.grid(axis="y", visible=False)
 plt.show()
+figure_source("counts in the paper's text (PLY, PC) and in the released code's stored log (PMY, SNE)", AGAIN)
 
 # %% [markdown]
 # (PLY and PC are from the paper's text; PMY and SNE from the log that is stored with the released code, where 21 of
@@ -142,6 +147,7 @@ for c in range(len(counts)):
 for ax in axes.flat:
     ax.axis("off")
 plt.show()
+figure_source(f"the first two training images of each class of {benchmark.name}", AGAIN)
 
 # %% tags=["hide-input"]
 banner(benchmark.synthetic, f"Synthetic images: {benchmark.caption}. They show a mechanism, not evidence about blood.")
@@ -169,7 +175,8 @@ Markdown(
 labels = np.repeat(np.arange(13), COUNTS)
 epoch = samplers.class_balanced(labels, len(labels), np.random.default_rng(0))
 drawn = np.bincount(labels[epoch], minlength=13)
-display(pd.DataFrame({"images": COUNTS, "drawn in one epoch": drawn}, index=CLASSES).T)
+table = pd.DataFrame([["images", *COUNTS], ["drawn in one epoch", *drawn]], columns=["count", *CLASSES])
+frame_html(table, "draws.csv", command=AGAIN, words=drawn_words(FROM_COUNTS))
 
 # %% tags=["hide-input"]
 kinds = [("instance", 0, "instance", GREY), ("log1p", 0, "log", PURPLE), ("square_root", 0, "square root", SKY),
@@ -188,6 +195,7 @@ for ax in (left, right):
     ax.tick_params(axis="x", labelrotation=90)
 left.legend(fontsize=7.5, loc="lower left")
 plt.show()
+figure_source(FROM_COUNTS, AGAIN)
 
 # %% tags=["hide-input"]
 train = np.round(COUNTS * 0.8)
@@ -233,6 +241,7 @@ right.set(yscale="log", title="Class weight α, scaled to mean 1")
 right.tick_params(axis="x", labelrotation=90)
 left.legend(fontsize=7.5)
 plt.show()
+figure_source(f"{FROM_COUNTS} and Eq. 2", AGAIN)
 
 # %% tags=["hide-input"]
 alpha = effective_number_weights(COUNTS, 0.9999)
@@ -283,6 +292,7 @@ for ax in axes:
     ax.set(xlabel="probability p of the true class")
 axes[1].legend(fontsize=7.5, loc="center", bbox_to_anchor=(0.5, 0.7))
 plt.show()
+figure_source(f"{FROM_COUNTS} and Eq. 4", AGAIN)
 
 # %% tags=["hide-input"]
 half = {name: (1 - 0.5 ** weights[name]) ** 2 for name in ("SNE", "PLY")}
@@ -324,6 +334,7 @@ for ax, (title, m, color) in zip(axes, mixes, strict=True):
 axes[0].invert_yaxis()
 fig.supxlabel("share of the loss weight", fontsize=8.5)
 plt.show()
+figure_source(f"80 % of {FROM_COUNTS}", AGAIN)
 
 # %% tags=["hide-input"]
 double = dict(zip(CLASSES, list(mass.values())[3], strict=True))
@@ -450,6 +461,7 @@ for ax, name in zip(axes.flat, panels, strict=True):
 for c, place in enumerate([(-1.2, -2.6), (3.6, -1.6), (-0.3, 4.7), (3.6, 4.6), (-3.7, 3.2)]):
     axes[0, 0].text(*place, f"{TOY[c]:,}", color=COLORS[c], fontweight="bold", ha="center")
 plt.show()
+figure_source("points in a plane that it draws itself (seed 0)", AGAIN)
 
 # %% [markdown]
 # The features are the same in all six panels; only the last layer differs. Now the averages over several draws of
@@ -477,6 +489,7 @@ for ax in (left, right):
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 plt.show()
+figure_source(FROM_POINTS, AGAIN)
 
 # %% tags=["hide-input"]
 def line(name):
@@ -548,6 +561,7 @@ axes[1].set(title="τ-normalisation", xlabel="τ", ylabel="validation macro-F1",
 axes[2].set(title="Logit adjustment", xlabel="τ", ylim=(0.3, 0.95))
 axes[2].axvline(1, color="black", lw=0.7, ls=":")
 plt.show()
+figure_source(FROM_POINTS, AGAIN)
 
 # %% tags=["hide-input"]
 norms = np.mean([r[3]["stage 1 as trained"].weight.detach().norm(dim=1).numpy() for r in runs], axis=0)

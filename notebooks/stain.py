@@ -46,7 +46,7 @@ from wbcrepro.data.smears import LABORATORIES, SmearSource, SmearSpec
 from wbcrepro.data.sources import open_dataset
 from wbcrepro.errors import WbcreproError
 from wbcrepro.report.figures import PALETTE, use_style
-from wbcrepro.report.page import banner, frame_html
+from wbcrepro.report.page import banner, drawn_words, figure_source, frame_html
 from wbcrepro.session import from_root, no_results
 from wbcrepro.stain.evaluation import densities, nucleus_auc, status_report, subsample_error
 from wbcrepro.stain.macenko import estimate_stains, fit_macenko, macenko_normalise, status_names
@@ -60,6 +60,8 @@ use_style()
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK = PALETTE
 REGIONS = (("nucleus", BLUE, "o"), ("cytoplasm", VERMILION, "^"), ("elsewhere", "#8A8A8A", "s"))
 DRAWN = "Cells in this chapter are drawn by a program and stained by the law that the chapter explains."
+AGAIN = f"wbcrepro book --only stain --profile {PROFILE}" + (" --data FOLDER_OF_THE_DATASETS" if DATA else "")
+SMEARS = "cells of wbcrepro.data.smears"
 
 
 def tensor(images):
@@ -99,6 +101,7 @@ def real_cells(step=1):
 
 drawn, drawn_nuclei, drawn_cytoplasms, truths, drawn_frame = drawn_cells(8)
 real = real_cells()
+CELL = "the images of Zheng-18" if real else SMEARS
 banner(True, DRAWN)
 
 # %% tags=["hide-input"]
@@ -153,6 +156,7 @@ axes[1].set_title("light: curves")
 axes[2].set_title("density: rays")
 fig.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=5, markerscale=2, fontsize=8)
 plt.show()
+figure_source(SMEARS, AGAIN)
 
 # %% [markdown]
 # The black lines are what each dye alone would do. On the right they are straight, and every coloured pixel lies
@@ -190,6 +194,7 @@ pale = (cell.permute(1, 2, 0).numpy() * 0.35 + 165).astype(np.uint8)
 show(axes[2], np.where(mask[..., None], cell.permute(1, 2, 0).numpy(), pale), "pixels that count")
 axes[2].contour(nucleus, [0.5], colors=[VERMILION], linewidths=1.2)
 plt.show()
+display(figure_source(CELL, AGAIN))
 Markdown(
     f"{keep.mean():.0%} of the pixels are kept, {mask[nucleus].mean():.0%} of those in the nucleus (its outline, "
     f"from the {'published mask' if real else 'drawing'}, is drawn in). The darkest thing in the picture is not safe "
@@ -253,6 +258,7 @@ for column, x in ((0, 0.78), (1, 0.89)):
     )
     axes[1].text(x + 0.045, 0.7, f"$v_{column + 1}$", transform=axes[1].transAxes, ha="center")
 plt.show()
+figure_source(CELL, AGAIN)
 
 # %% [markdown]
 # The two patches are the dyes that were found, printed at density 1.2. Which of the two is called the nuclear stain is
@@ -286,6 +292,7 @@ for k in (0, 1):
     show(axes[1 + k], np.clip(scaled, 0, 1), f"stain {k + 1} alone")
 show(axes[3], result, "normalised")
 plt.show()
+figure_source(CELL, AGAIN)
 
 # %% [markdown]
 # These six lines of NumPy are the method. The package does the same in batches, on any device, and says of every image
@@ -319,7 +326,8 @@ for step, which in ((2, "second"), (4, "fourth")):
     table.append({"instead of the exact, interpolated estimate": f"every {which} row and column",
                   "mean": error["mean"], "worst image": error["worst_image"]})
 frame_html(pd.DataFrame(table), "stain_estimates.csv", decimals=2, synthetic="" if real else DRAWN,
-           caption=f"Mean difference in grey levels over {len(pool[:40])} images of {pool.shape[2]} px")
+           caption=f"Mean difference in grey levels over {len(pool[:40])} images of {pool.shape[2]} px",
+           command=AGAIN, words=drawn_words(CELL))
 
 # %% [markdown]
 # ## Does it do what it is for?
@@ -344,6 +352,7 @@ for row, (name, images) in enumerate(after.items()):
 for i, lab in enumerate(labs):
     axes[0, 2 * i].set_title(lab, loc="left", fontsize=9)
 plt.show()
+figure_source(SMEARS, AGAIN)
 
 # %% [markdown]
 # Where the second row goes wrong (a violet ground, a bleached nucleus) the two stains were told apart badly or named
@@ -367,7 +376,8 @@ def spread(images):
 
 shift = pd.DataFrame([{"images": name, **spread(images)} for name, images in after.items()])
 display(frame_html(shift, "stain_spread.csv", synthetic=DRAWN,
-                   caption="How far apart laboratories are: standard deviation of their mean colours, in grey levels"))
+                   caption="How far apart laboratories are: standard deviation of their mean colours, in grey levels",
+                   command=AGAIN, words=drawn_words(SMEARS)))
 less = shift.set_index("images").loc[:, "nuclei"]
 Markdown(
     f"For nuclei, Macenko's method takes the spread between laboratories from {less['as they come']:.1f} to "
@@ -427,6 +437,7 @@ if real:
     measured["Zheng-18"] = measure(real[0], real[1])
 elif committed.is_file():
     measured["Zheng-18"] = pd.read_csv(committed, comment="#")
+BOTH = SMEARS + (" and " + (CELL if real else f"results/{committed.name}")) * ("Zheng-18" in measured)
 
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, len(measured), figsize=(7.2, 2.9), sharey=True, squeeze=False)
@@ -444,6 +455,7 @@ for axis, (name, found) in zip(axes[0], measured.items(), strict=True):
     axis.axhline(0.5, c="#8A8A8A", lw=0.8, ls=":")
 axes[0, 0].set_ylabel("AUC, nucleus against the rest")
 plt.show()
+figure_source(BOTH, AGAIN)
 
 # %% tags=["hide-input"]
 words = []
@@ -491,6 +503,7 @@ for axis, (name, found) in zip(axes[0], measured.items(), strict=True):
 axes[0, 0].set_ylabel("share of images up to this shift")
 fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 plt.show()
+display(figure_source(BOTH, AGAIN))
 shifts = [
     f"{name}: compressing first shifts {(found.jpeg_first_macenko > 10).mean():.0%} of the images by more than 10 grey "
     f"levels on average (median {found.jpeg_first_macenko.median():.1f}), compressing afterwards "
@@ -554,8 +567,10 @@ for axis, (name, image) in zip(axes, broken.items(), strict=True):
     axis.set_title(name, fontsize=7)
     axis.add_patch(plt.Rectangle((-0.5, -0.5), 64, 64, fill=False, ec="#8A8A8A", lw=0.8))
 plt.show()
+display(figure_source(f"seven arrays of numbers and {SMEARS}", AGAIN))
 frame_html(pd.DataFrame(rows), "stain_failures.csv", synthetic=DRAWN,
-           caption="Seven pictures, and what becomes of them (torchstain towards its own default reference)")
+           caption="Seven pictures, and what becomes of them (torchstain towards its own default reference)",
+           command=AGAIN, words=drawn_words("these pictures"))
 
 # %% [markdown]
 # An exception is the lesser evil: it can be seen. Where torchstain *returns* a picture of one stain or of three stained
@@ -575,7 +590,7 @@ both = pd.concat(
     },
     names=["method", "images"],
 ).reset_index()
-frame_html(both, "stain_statuses.csv", caption="Images by status")
+frame_html(both, "stain_statuses.csv", caption="Images by status", command=AGAIN, words=drawn_words(BOTH))
 
 # %% [markdown]
 # ## The normalisation that does nothing

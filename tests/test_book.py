@@ -268,6 +268,18 @@ def test_status_page_tells_hardware_time_and_versions(book):
         assert words in page or words.replace("&#39;", "’") in page or words.replace("&#39;", "'") in page, words
 
 
+@pytest.mark.parametrize(
+    ("page", "names"), [("status", ("status-pages", "status-cells", "status-versions")), ("datasets", ("datasets",))]
+)
+def test_generated_tables_offer_their_csv_and_say_what_they_are_made_from(book, page, names):
+    text = (book.html / "book" / f"{page}.html").read_text(encoding="utf-8")
+    for name in names:
+        assert f'href="../_static/pages/generated/{name}.csv"' in text
+        rows = (book.html / "_static" / "pages" / "generated" / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+        assert len(rows) > 1 and "](" not in "".join(rows) and "`" not in "".join(rows)
+    assert text.count("made from ") >= len(names)
+
+
 def test_datasets_page_lists_the_whole_catalogue(book):
     from wbcrepro.data.catalog import datasets
 

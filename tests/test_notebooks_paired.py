@@ -14,6 +14,8 @@ from book_fixture import NOTEBOOK, make_root
 
 pytest.importorskip("jupytext")
 
+import jupytext
+
 import wbcrepro
 from wbcrepro.book.build import toc_files
 from wbcrepro.book.layout import Layout, declared_parameters
@@ -47,6 +49,45 @@ def test_notebook_takes_its_folders_from_the_session(source):
     if "run_missing(" in text:  # its numbers come from cells, which have other names under other weights
         assert {"RESULTS", "WEIGHTS", "ACCUMULATE"} <= declared_parameters(text)
         assert re.search(r"open_session\([^)]*DATASET, RESULTS, WEIGHTS, ACCUMULATE\)", text)
+
+
+def calls(tree: ast.AST) -> list[ast.Call]:
+    """Calls of a notebook's cell, with what is called as text in ``.called``."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for node in found:
+        node.called = ast.unparse(node.func)
+    return found
+
+
+def unsourced(cell: str) -> list[str]:
+    """What a cell shows without the line that says where it comes from."""
+    found = calls(ast.parse(cell))
+    lines = sum(call.called in ("source", "figure_source", "show_frame") for call in found)
+    shown = sum(call.called == "plt.show" for call in found)
+    missing = ["a figure"] * (shown - lines)
+    for call in found:
+        if call.called == "frame_html" and not {"command", "words"} & {keyword.arg for keyword in call.keywords}:
+            missing.append("a table without command or words")
+        if call.called == "display" and any(ast.unparse(a).startswith("pd.") for a in call.args):
+            missing.append("a bare frame, which has no CSV")
+    last = ast.parse(cell).body[-1:]
+    if last and isinstance(last[0], ast.Expr) and ast.unparse(last[0]).startswith("pd."):
+        missing.append("a bare frame, which has no CSV")
+    return missing
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_every_figure_and_table_says_where_it_comes_from(source):
+    cells = [cell.source for cell in jupytext.read(source).cells if cell.cell_type == "code"]
+    found = {cell.splitlines()[0]: missing for cell in cells if (missing := unsourced(cell))}
+    assert not found
+
+
+def test_what_lacks_its_source_is_seen():
+    assert unsourced("plt.plot(x)\nplt.show()") == ["a figure"]
+    assert unsourced("plt.show()\nfigure_source('x')") == [] == unsourced("frame_html(f, 'a.csv', words='w')")
+    assert unsourced("display(pd.DataFrame(x))") and unsourced("pd.DataFrame(x).T")
+    assert unsourced("frame_html(f, 'a.csv')")
 
 
 def test_contents_name_every_notebook_and_page_and_nothing_else():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 
 import wbcrepro
 from wbcrepro.book.layout import Layout
+from wbcrepro.report.page import source as source_line
 
 
 def _cell(value: object) -> str:
@@ -14,14 +17,25 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ").strip()
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table that scrolls inside its own box on a narrow screen."""
+def _table(header: list[str], rows: list[list[str]], layout: Layout, name: str, made_from: str) -> str:
+    """A Markdown table that scrolls inside its own box on a narrow screen, with its CSV and its source below it."""
     lines = [header, ["---"] * len(header), *rows]
     body = "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-    return f":::{{div}} wbc-table\n{body}\n:::"
+    path = layout.executed / "files" / "generated" / f"{name}.csv"  # `build` brings it beside the pages
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([_plain(cell) for cell in line] for line in (header, *rows))
+    link = f'<a href="../_static/pages/generated/{name}.csv" download>CSV</a>'
+    line = source_line(links=[link], words=f"made from {made_from}", command="wbcrepro book")
+    return f":::{{div}} wbc-table\n{body}\n:::\n\n{line}"
 
 
-def datasets_table() -> str:
+def _plain(cell: object) -> str:
+    """The text of a cell without Markdown's links and quotes."""
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", str(cell)).replace("`", "")
+
+
+def datasets_table(layout: Layout) -> str:
     """One row a dataset of the catalogue: what it is, size, access, licence."""
     from wbcrepro.data.catalog import ACCESS, datasets
 
@@ -45,7 +59,7 @@ def datasets_table() -> str:
         )
     words = "; ".join(f"*{name}*: {meaning}" for name, meaning in ACCESS.items())
     header = ["name", "dataset", "used by", "images", "access", "licence", "redistribution"]
-    return f"{_table(header, rows)}\n\nAccess: {words}."
+    return f"{_table(header, rows, layout, 'datasets', 'wbcrepro/data/catalog.yml')}\n\nAccess: {words}."
 
 
 def datasets_notes() -> str:
@@ -90,7 +104,8 @@ def status_pages(layout: Layout) -> str:
                 str(len(cells)),
             ]
         )
-    return _table(["page", "profile", "execution", "finished", "hardware", "cells asked for"], rows)
+    header = ["page", "profile", "execution", "finished", "hardware", "cells asked for"]
+    return _table(header, rows, layout, "status-pages", "the records of the executed notebooks")
 
 
 def status_cells(layout: Layout, store: Path) -> str:
@@ -114,7 +129,8 @@ def status_cells(layout: Layout, store: Path) -> str:
         [kind, str(len(times)), f"{sum(times) / 60:.1f} min", hardware, f"`{commit}`"]
         for (kind, hardware, commit), times in sorted(groups.items())
     ]
-    table = _table(["kind of cell", "cells", "time in all", "hardware", "code (commit)"], rows) if rows else ""
+    header = ["kind of cell", "cells", "time in all", "hardware", "code (commit)"]
+    table = _table(header, rows, layout, "status-cells", "env.json of the cells") if rows else ""
     hole = (
         f"\n\n{missing} of the cells that the pages asked for have not been run: the pages mark the holes."
         if missing
@@ -134,7 +150,8 @@ def status_versions(layout: Layout) -> str:
     if not sets:
         return "No page of this build has been executed."
     header = ["library", *(", ".join(pages) for pages in sets.values())] if len(sets) > 1 else ["library", "all pages"]
-    return _table(header, [[name, *(json.loads(versions).get(name, "") for versions in sets)] for name in names])
+    rows = [[name, *(json.loads(versions).get(name, "") for versions in sets)] for name in names]
+    return _table(header, rows, layout, "status-versions", "the records of the executed notebooks")
 
 
 def generated(layout: Layout, store: Path) -> dict[str, str]:
@@ -142,7 +159,7 @@ def generated(layout: Layout, store: Path) -> dict[str, str]:
     clone = f"git clone {wbcrepro.REPOSITORY}\ncd {wbcrepro.REPOSITORY.rsplit('/', 1)[-1]}\n"
     return {
         "clone": f"```bash\n{clone}make reproduce PAPER=decoupled   # environment, experiments, notebooks, book\n```",
-        "datasets-table": datasets_table(),
+        "datasets-table": datasets_table(layout),
         "datasets-notes": datasets_notes(),
         "status-pages": status_pages(layout),
         "status-cells": status_cells(layout, store),

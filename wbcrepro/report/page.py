@@ -55,6 +55,16 @@ def source(cells: Iterable[str] = (), command: str = "", links: Iterable[str] = 
     return Html(f'<div class="wbc-source">{" · ".join(parts)}</div>')
 
 
+def figure_source(drawn_from: str, command: str = "", cells: Iterable[str] = ()) -> Html:
+    """The line under a figure that its page computes itself: from what, and the command that makes the page again."""
+    return source(cells, command, words=drawn_words(drawn_from))
+
+
+def drawn_words(drawn_from: str) -> str:
+    """What `figure_source` says, for the line under a table (``words`` of `frame_html`)."""
+    return f"drawn by this page from {drawn_from}"
+
+
 def hole(command: str) -> str:
     """A missing value, with the command that fills it."""
     return f'<span class="wbc-hole" title="{escape(command)}">not run</span>'
@@ -144,7 +154,7 @@ def discrepancies_html(paper: str, name: str) -> Html:
     columns = ["id", "topic", "paper", "code", "known", "here"]
     csv = pd.DataFrame(entries, columns=columns).to_csv(index=False, lineterminator="\n")
     table = f'<div class="wbc-table"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-    return Html(table + source(links=[download(name, csv, "CSV")]))
+    return Html(table + source(links=[download(name, csv, "CSV")], words=drawn_words(f"{paper}.discrepancies.yml")))
 
 
 def provenance_words(table: Table) -> str:
@@ -214,9 +224,12 @@ def ours_text(entry: Entry, planned: int, unit: str = "fold") -> str:
 
 def frame_html(
     frame: pd.DataFrame, name: str, *, caption: str = "", synthetic: str = "", command: str = "",
-    cells: Iterable[str] = (), decimals: int = 1,
+    cells: Iterable[str] = (), decimals: int = 1, words: str = "",
 ) -> Html:  # fmt: skip
-    """Any small frame as a book table with a CSV below it. ``synthetic`` is the banner's text, empty for real data."""
+    """Any small frame as a book table; below it its CSV, ``words`` on where it comes from, command and cells.
+
+    ``synthetic`` is the banner's text, empty for real data.
+    """
     heads = "".join(f"<th>{escape(str(c))}</th>" for c in frame.columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{_cell(v, decimals)}</td>" for v in line) + "</tr>"
@@ -227,7 +240,7 @@ def frame_html(
     return Html(
         f"{banner(bool(synthetic), synthetic)}"
         f'{title}<div class="wbc-table"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-        f"{source(cells, command, [download(name, csv, 'CSV')])}"
+        f"{source(cells, command, [download(name, csv, 'CSV')], words)}"
     )
 
 
