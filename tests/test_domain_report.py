@@ -163,6 +163,23 @@ def test_what_the_macro_average_runs_over_is_a_choice(tmp_path, classes, expecte
     assert value == pytest.approx(expected * (8 / 9 + 1) / 2)
 
 
+def test_values_are_compared_only_on_the_papers_data_and_protocol(tmp_path):
+    """All answers right: above the paper's 70.0 +- 5.0 on its data, elsewhere only the direction counts."""
+    right = lambda cell, on, labels: one_hot(labels, 5)  # noqa: E731
+    for profile, expected in (("paper", "above"), ("mini", "not comparable")):
+        plan = fake_domain_plan(profile=profile, trials=2)
+        _, predictions = made(tmp_path / profile, plan, counts=(2, 2, 2, 2, 2), probabilities=right)
+        erm, *_, sada, _ = build_domain_table(predictions).rows
+        assert erm.entries["Acevedo-20", "micro"].verdict == expected
+        assert sada.entries["Acevedo-20", "micro"].verdict == ("above" if profile == "paper" else "none")
+
+
+def test_one_trial_is_never_sure_of_a_direction(tmp_path):
+    _, predictions = made(tmp_path, skills={"erm": 0.1, "sada": 5.0})
+    entry = {r.label: r for r in build_domain_table(predictions).rows}["SADA"].entries["Average", "macro"]
+    assert entry.ours.folds == 1 and entry.verdict == "same, unsure"
+
+
 def test_presets_and_selections_are_separate(filled):
     _, predictions = filled
     table = build_domain_table(predictions, preset="code")
@@ -337,5 +354,7 @@ def test_results_travel_and_are_rebuilt_byte_for_byte(filled, tmp_path, capsys):
 def test_only_known_selections_are_exported(filled, tmp_path):
     with pytest.raises(UsageError, match="expected some of swad, last, best"):
         results.export_results(filled[1], tmp_path, views=["code"])
+    with np.load(results.export_results(filled[1], tmp_path / "all") / "probabilities-test-paper-m2.npz") as file:
+        assert {name.rpartition("/")[2] for name in file.files} == {"swad"}, "an ablation keeps its table's selection"
     folder = results.export_results(filled[1], tmp_path, views=["swad"])
     assert results.check_results(folder) == [] and not list(folder.glob("*-last-*.csv"))

@@ -2,7 +2,8 @@
 
 ``items-test.npz`` holds ``<laboratory>/ids, labels, domains, folds``; ``items-val.npz`` the same per laboratory and
 trial (``<laboratory>-<trial>/ids``). A ``probabilities-<set>-<preset>-<method>.npz`` holds ``<cell>/<selection>``
-(N, C) float16. Validation rows are kept for the selection of the tables that need them, and only for these.
+(N, C) float16. To stay small, ablations and sweeps keep only the selection of their tables, the rows of the other
+tables all that are asked for; validation rows are kept for the selection of the tables that need them.
 """
 
 from __future__ import annotations
@@ -50,14 +51,16 @@ def write_domain_arrays(
 
     Raises ``ValueError`` where two members of one laboratory (and, for validation rows, trial) predict other images.
     """
-    tables = predictions.paper["tables"].values()
-    val = {t.get("selection", "swad") for t in tables if t.get("kind") == "validation"}
+    tables = [t for t in predictions.paper["tables"].values() if t.get("kind") in KINDS]
+    val = {t["selection"] for t in tables if t["kind"] == "validation"}
+    compared = {row["method"] for t in tables if t["kind"] not in ("ablation", "sweep") for row in t["rows"]}
+    tabled = {t["selection"] for t in tables}
     digests: dict[str, str] = {}
     for on, wanted in (("test", selections), ("val", tuple(s for s in SELECTIONS if s in val))):
         items: dict[str, np.ndarray] = {}
         groups: dict[str, dict[str, np.ndarray]] = {}
         for member in done:
-            for selection in wanted:
+            for selection in wanted if member.method in compared else tabled & set(wanted) or wanted[:1]:
                 found = predictions.stored(member, on, selection)
                 if found is not None:
                     _add_items(items, _items_key(member, on), found, member.id)

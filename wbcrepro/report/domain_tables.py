@@ -188,7 +188,7 @@ def build_domain_table(
         raise UsageError(f"{name} is scored on the unseen laboratory; it has no set {on!r}")
     evaluator = evaluator or DomainEvaluator(predictions)
     shared = DomainSpec(
-        "", preset, selection or definition.get("selection", "swad"),
+        "", preset, selection or definition["selection"],
         "val" if definition["kind"] == "validation" else "test", rows or paper["presets"][preset].get("scored", "all"),
         classes or definition.get("classes", "target"), without_lone,
     )  # fmt: skip
@@ -249,7 +249,10 @@ def _entry(
     change = evaluator.difference(specs[label], specs[reference], column.laboratories, score) if reference else None
     if base is None or change is None:
         return Entry(paper, None, ours, "not comparable")
-    return Entry(paper, None, ours, verdicts.direction(change, round(paper[0] - base[0], 6)), reference)
+    verdict = verdicts.direction(change, round(paper[0] - base[0], 6))
+    if change.folds == 1 and verdict in ("same", "opposite"):
+        verdict = f"{verdict}, unsure"  # one trial says nothing of what training anew would change
+    return Entry(paper, None, ours, verdict, reference)
 
 
 def _scored(evaluator: DomainEvaluator, specs: dict[str, DomainSpec], column: Column) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ VALUES = {
     "opposite": "opposite direction",
     "opposite, unsure": "opposite direction, within noise",
     "flat": "no difference in the paper",
+    "none": "no difference here",
     "missing": "not run",
 }
 """Verdicts on one value of a table. Directions are against the row that ``reference`` names."""
@@ -33,8 +34,8 @@ CLAIMS = {
 
 def direction(ours: Estimate, paper: float) -> str:
     """A key of ``VALUES`` for our paired difference beside the paper's (same sign convention, any unit)."""
-    if paper == 0:
-        return "flat"
+    if paper == 0 or ours.mean == 0:
+        return "flat" if paper == 0 else "none"
     low, high = ours.interval()
     word = "same" if ours.mean * paper > 0 else "opposite"
     sure = (low > 0 or high < 0) and _one_sign(ours)
