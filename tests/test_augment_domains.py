@@ -6,19 +6,14 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
-from wbcrepro.augment_domains import (
+from wbcrepro.augment_domains import KINDS, ORDERS, augment_domains, crop, crop_boxes, draw
+from wbcrepro.stain.colour_jitter import (
     BRIGHTNESS,
     CONTRAST,
     HUE,
-    KINDS,
-    ORDERS,
     SATURATION,
-    augment_domains,
     blend,
     colour_jitter,
-    crop,
-    crop_boxes,
-    draw,
     greyscale,
     shift_hue,
 )

@@ -158,25 +158,18 @@ def test_smears_with_the_posters_missing_classes(tmp_path):
     assert counts["lymphocyte_atypical"].tolist() == [0, 11, 16]
 
 
-def test_the_sweep_changes_stains_only(tmp_path):
-    sweep = [load(f"shift-smears-{shift}", None, tmp_path) for shift in ("0", "05", "1", "2")]
-    columns = ["id", "label", "fold", "group", "domain"]
-    for benchmark in sweep:
-        pd.testing.assert_frame_equal(benchmark.table[columns], sweep[0].table[columns])
-        assert_nothing_on_two_sides(benchmark)
-    assert len({benchmark.digest for benchmark in sweep}) == 4
-
-    def colours(benchmark):
-        """Distance between the mean colours of two laboratories, 12 images of each."""
-        table = benchmark.table.groupby("domain")["item"].head(12)
-        domain = benchmark.table["domain"][table.index]
-        mean = {lab: np.mean([benchmark.read(i) for i in table[domain == lab]], (0, 1, 2)) for lab in ("mgg", "giemsa")}
-        return np.linalg.norm(mean["mgg"] - mean["giemsa"])
-
-    distances = [colours(benchmark) for benchmark in sweep]
-    assert distances[0] < distances[1] < distances[2] < distances[3], distances
-    zero, two = sweep[0].source.parts["mgg"].source, sweep[3].source.parts["mgg"].source
-    assert (zero.truth(0).nucleus == two.truth(0).nucleus).all()
+def test_variants_of_a_laboratory_show_its_cells_under_other_stains(tmp_path):
+    benchmark = load("sada-smears", None, tmp_path)
+    assert benchmark.variants == {"rapid": ("rapid@0", "rapid@0.5", "rapid@2")}
+    assert not set(benchmark.domains) & set(benchmark.variants["rapid"])
+    parts = {name: benchmark.source.parts[name].source for name in ("rapid@0", "rapid@0.5", "rapid", "rapid@2")}
+    rows = range(0, len(parts["rapid"].manifest.frame), 12)
+    for part in parts.values():
+        assert (part.manifest.frame["label"] == parts["rapid"].manifest.frame["label"]).all()
+        assert all((part.truth(row).nucleus == parts["rapid"].truth(row).nucleus).all() for row in rows)
+    colour = {name: np.mean([part.read(row) for row in rows], (0, 1, 2)) for name, part in parts.items()}
+    away = [np.linalg.norm(colour[name] - colour["rapid@0"]) for name in parts]
+    assert 0 == away[0] < away[1] < away[2] < away[3], away
 
 
 def test_real_laboratories_have_their_counts(real_data, scans):

@@ -20,16 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wbcrepro.augment import random_integers
+from wbcrepro.stain.colour_jitter import CACHED, HUE, colour_jitter, greyscale
 
 KINDS = ("none", "domainbed", "geometric")
 SCALE, RATIO, TRIES = (0.7, 1.0), (3 / 4, 4 / 3), 10
 JITTER, GREY = 0.3, 0.1
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.array(list(itertools.permutations(range(4))))
-LUMA = (0.2989, 0.587, 0.114)
-"""The weights of red, green and blue in torchvision's greyscale."""
-CACHED = 2**19
-"""Values in a chunk that a CPU keeps in its cache: 18 images of 96 px."""
 
 
 @dataclass(frozen=True)
@@ -123,71 +119,9 @@ def positions(start: Tensor, length: Tensor, size: int) -> Tensor:
     return start[:, None] + at.clamp(min=0).minimum(length[:, None] - 1)
 
 
-def colour_jitter(images: Tensor, factors: np.ndarray, orders: np.ndarray) -> Tensor:
-    """Brightness, contrast, saturation and hue of images float (N,3,H,W) in [0, 1], each image in its own order.
-
-    ``factors`` (N,4) and ``orders`` (N,4) as in ``Parameters``. The first three are one formula, so each of the four
-    rounds is one pass over the images that are at one of them and one over those that are at hue.
-    """
-    for operation in orders.T:
-        hues, blends = np.flatnonzero(operation == HUE), np.flatnonzero(operation != HUE)
-        out = torch.empty_like(images)
-        if len(hues):
-            rows = torch.from_numpy(hues).to(images.device)
-            out[rows] = shift_hue(images[rows], _column(factors[hues, HUE], images))
-        if len(blends):
-            rows = torch.from_numpy(blends).to(images.device)
-            factor = _column(factors[blends, operation[blends]], images)
-            out[rows] = blend(images[rows], factor, operation[blends])
-        images = out
-    return images
-
-
-def blend(images: Tensor, factor: Tensor, operation: np.ndarray) -> Tensor:
-    """clamp(f x + (1 - f) m), with m black for BRIGHTNESS, the mean grey for CONTRAST, the greyscale for SATURATION.
-
-    images (N,3,H,W) in [0, 1], factor (N,1,1,1), operation (N,).
-    """
-    grey = greyscale(images)
-    contrast = _column(operation == CONTRAST, images)
-    saturation = _column(operation == SATURATION, images)
-    other = grey * saturation + grey.mean((1, 2, 3), keepdim=True) * contrast
-    return torch.addcmul(other * (1 - factor), images, factor).clamp_(0, 1)
-
-
-def greyscale(images: Tensor) -> Tensor:
-    """(N,3,H,W) to (N,1,H,W) with torchvision's weights."""
-    red, green, blue = images.split(1, 1)
-    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
-
-
 def greyscale_some(images: Tensor, chosen: np.ndarray) -> Tensor:
     """The images (N,3,H,W) with those ``chosen`` (N,) made grey, in place."""
     if chosen.any():
         rows = torch.from_numpy(np.flatnonzero(chosen)).to(images.device)
         images[rows] = greyscale(images[rows]).expand(-1, 3, -1, -1)
     return images
-
-
-def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of images (N,3,H,W) in [0, 1] by ``shift`` (N,1,1,1) of a full circle, -0.5 to 0.5.
-
-    Largest and smallest channel stay, so that saturation and value do; with the hue h in circles, each channel is
-    smallest + chroma * clamp(|6 frac(h + o) - 3| - 1, 0, 1), o = 0, 2/3, 1/3 for red, green, blue (Smith 1978).
-    """
-    red, green, blue = images.split(1, 1)
-    largest, smallest = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
-    chroma = largest - smallest
-    scale = 1 / (6 * chroma).clamp(min=1e-12)  # where chroma is 0 the hue is multiplied by 0 below
-    hue = torch.where(largest == green, (blue - red) * scale + 1 / 3, (red - green) * scale + 2 / 3)
-    hue = torch.where(largest == red, (green - blue) * scale, hue)
-    hue = hue + (shift + 1)  # above 0, so that frac is the fraction
-    return torch.cat([_channel(hue, offset).mul_(chroma).add_(smallest) for offset in (0, 2 / 3, 1 / 3)], 1)
-
-
-def _channel(hue: Tensor, offset: float) -> Tensor:
-    return (hue + offset).frac_().mul_(6).sub_(3).abs_().sub_(1).clamp_(0, 1)
-
-
-def _column(values: np.ndarray, images: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(images.device, images.dtype).view(-1, 1, 1, 1)

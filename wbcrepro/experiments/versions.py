@@ -37,7 +37,7 @@ ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
     ),
     "romanowsky": (1, ("stain/romanowsky.py",)),
     "smears": (DRAWING, ("data/smears",)),
-    "backbones": (1, ("backbones.py",)),
+    "backbones": (1, ("backbones.py", "backbone_stages.py")),
     "augment": (1, ("augment.py",)),
     "training": (1, ("training.py",)),
     "checkpoints": (0, ("checkpoints.py",)),
