@@ -245,6 +245,7 @@ def test_a_benchmark_without_a_test_set_is_scored_on_its_validation_fold(tmp_pat
     table = build_table(predictions, preset="code")
     assert table.any_result and table.on == "val", "`wbcrepro report` would exit with 4 and `make` stop before the book"
     assert "validation fold, which also stopped the training, of wbcbench-code" in table.caption()
+    assert "over its images" in table.caption()
     assert build_table(predictions, on="test_degraded").any_result is False
     expected = Evaluator(predictions, "val", 100).estimate(Spec("decoupled", ("r50",)), "macro_f1")
     evaluator = Evaluator(predictions, "test", 100)

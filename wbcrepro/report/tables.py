@@ -133,7 +133,8 @@ class Table:
             f"{SET_WORDS.get(self.on, self.on)} of {p.benchmark}. "
             f"{sentence(p.caption)} In this profile {networks}. "
             f"Ours: mean ± standard deviation over folds ({self.folds} planned), "
-            f"in brackets the 95 % bootstrap interval over test images ({self.bootstrap} resamples within classes). "
+            f"in brackets the 95 % bootstrap interval over {'its' if self.on == 'val' else 'test'} images "
+            f"({self.bootstrap} resamples within classes). "
             f"{self.filled_by()}"
         )
 
