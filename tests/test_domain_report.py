@@ -186,7 +186,13 @@ def test_presets_and_selections_are_separate(filled):
     rows = {r.label: r for r in table.rows}
     assert rows["SADA"].entries["Average", "micro"].ours is not None
     assert rows["ERM"].entries["Average", "micro"].ours is None
-    assert rows["ERM"].command == "make reproduce PAPER=sada PROFILE=paper MORE=1"
+    assert rows["ERM"].left_out and rows["ERM"].command == "", "no profile runs ERM under the code's preset"
+    assert ("run by no profile in this preset: ERM, CORAL, Mixup, SelfReg, BoDA, DANN", "") in table.holes()
+    elsewhere = ("no laboratory of this profile stands for LDWBC, another profile does",
+                 "wbcrepro reproduce --paper sada --profile paper")  # fmt: skip
+    assert (
+        elsewhere in table.holes() and "fill this table: none (some rows: tiny, demo, mini, paper)" in table.caption()
+    )
     swad, last = (build_domain_table(predictions, selection=s) for s in ("swad", "last"))
     values = [t.rows[0].entries["Average", "macro"].ours.mean for t in (swad, last)]
     assert values[0] != values[1] and "SWAD" in swad.caption() and "last step" in last.caption()

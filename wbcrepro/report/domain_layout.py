@@ -70,6 +70,26 @@ def columns_of(predictions: DomainPredictions, definition: dict, preset: str = "
     return (*columns, Column("Average", there))
 
 
+def profiles_with(paper: dict, definition: dict, preset: str, method: str) -> dict[str, bool]:
+    """``{profile: whether only --more 1 runs it}`` of a table's profiles, in its order, that plan a row."""
+    found = {}
+    for name in definition["profiles"]:
+        profile = paper["profiles"][name]
+        if method in profile["presets"].get(preset, ()):
+            found[name] = False
+        elif method in (profile.get("more") or {}).get(preset, ()):
+            found[name] = True
+    return found
+
+
+def profiles_holding_out(paper: dict, definition: dict, column: str) -> list[str]:
+    """The profiles of a table in which a laboratory of ours stands for one of the paper's columns."""
+    if definition["kind"] == "external":
+        return [name for name in definition["profiles"] if name in definition.get("substitutes", {})]
+    profiles = {name: paper["profiles"][name] for name in definition["profiles"]}
+    return [name for name, p in profiles.items() if p.get("columns", {}).get(column) in p["held_out"]]
+
+
 def reported_value(definition: dict, line: dict, column: str, metric: str) -> tuple[float, float | None] | None:
     """The paper's mean and standard deviation in one cell, percent; a sweep prints its best point only, without sd."""
     reported = definition.get("reported", {})

@@ -30,8 +30,8 @@ def domain_table_html(table: DomainTable, name: str | None = None) -> Html:
     cells = [i for row in table.rows for i in row.cells]
     links = [download(name, table.to_csv(), "CSV")]
     holes = "".join(
-        f'<p class="wbc-source">Holes in {escape(", ".join(labels))} are filled by: <code>{escape(c)}</code></p>'
-        for c, labels in commands(table).items()
+        f'<p class="wbc-source">{escape(words)}{f": <code>{escape(command)}</code>" if command else ""}</p>'
+        for words, command in table.holes()
     )
     notes = "".join(f'<p class="wbc-source">{escape(note)}</p>' for note in p.notes)
     return Html(
@@ -45,15 +45,6 @@ def csv_name(table: DomainTable) -> str:
     spec = table.spec
     parts = [table.name, spec.on, spec.preset, spec.selection, spec.rows, spec.classes]
     return "-".join([*parts, *(["without_lone"] if spec.without_lone else [])])
-
-
-def commands(table: DomainTable) -> dict[str, list[str]]:
-    """``{command: rows whose holes it fills}``."""
-    found: dict[str, list[str]] = {}
-    for row in table.rows:
-        if row.command:
-            found.setdefault(row.command, []).append(row.label)
-    return found
 
 
 def _block(table: DomainTable, pairs: list[tuple[Column, str]]) -> str:
@@ -87,7 +78,7 @@ def _row(row: DomainRow, table: DomainTable, pairs: list, ours: dict, paper: dic
 def _ours(entry: Entry, row: DomainRow, column: Column, table: DomainTable, rank: str | None) -> str:
     if entry.ours is None:
         if column.laboratories:
-            return hole(row.command)
+            return hole(row.command or "run by no profile in this preset")
         return f'<span class="wbc-hole" title="{escape(absent(table, column))}">no data</span>'
     low, high = (100 * v for v in entry.ours.interval())
     against = f' title="against {escape(entry.reference)}"' if entry.reference else ""
@@ -137,4 +128,4 @@ def domain_table_text(table: DomainTable) -> str:
     lines.append("ours: * best, _ second; intervals and verdicts are in --csv and --json")
     if table.predictions.synthetic:
         lines.append("SYNTHETIC IMAGES: these numbers show a mechanism and are no evidence about blood.")
-    return "\n".join(lines + [f"holes in {', '.join(rows)}: {c}" for c, rows in commands(table).items()])
+    return "\n".join(lines + [": ".join(filter(None, pair)) for pair in table.holes()])

@@ -140,7 +140,7 @@ class DomainPredictions:
 
     def run_command(self, member: DomainMember) -> str:
         """The command that fills the hole of a missing member."""
-        return f"wbcrepro run-cell {member.id} {self.options}".strip()
+        return f"wbcrepro run-cell {member.id} --paper {self.paper['name']} {self.options}".strip()
 
     def make_command(self, more: int = 0) -> str:
         """The command behind every table of this paper and profile; ``more`` as for ``wbcrepro reproduce``."""
@@ -156,7 +156,7 @@ class DomainPredictions:
         return sorted({str(m.facts[name]) for m in self.members if m.done and m.facts.get(name)})
 
 
-def from_domain_plan(plan: Plan, store: Store, options: str | None = None) -> DomainPredictions:
+def from_domain_plan(plan: Plan, store: Store) -> DomainPredictions:
     """The classifiers of a plan of ``design: domains``, read from a store on demand."""
     from wbcrepro.papers import load_paper
 
@@ -170,12 +170,9 @@ def from_domain_plan(plan: Plan, store: Store, options: str | None = None) -> Do
         return scored_of(arrays[member_id], on, selection)
 
     benchmark = plan.benchmark
-    if options is None:
-        options = f"--profile {plan.profile} --dataset {benchmark.name} --store {store.path}"
-        options += "" if benchmark.synthetic else " --data FOLDER_OF_THE_IMAGES"
     return DomainPredictions(
         load_paper(plan.paper), plan.profile, benchmark.name, benchmark.caption, benchmark.synthetic, benchmark.digest,
-        tuple(benchmark.classes), tuple(_member(cell, stored[cell.id]) for cell in cells), reader, options,
+        tuple(benchmark.classes), tuple(_member(cell, stored[cell.id]) for cell in cells), reader, plan.options,
         tuple(getattr(benchmark, "notes", ())),
     )  # fmt: skip
 

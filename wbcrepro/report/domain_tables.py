@@ -12,10 +12,18 @@ import pandas as pd
 from wbcrepro.errors import UsageError
 from wbcrepro.report import verdicts
 from wbcrepro.report.domain_evaluate import CLASSES, ROWS, DomainEvaluator, DomainSpec
-from wbcrepro.report.domain_layout import PRIVATE, Column, columns_of, definition_of, reported_value, rows_of
+from wbcrepro.report.domain_layout import (
+    PRIVATE,
+    Column,
+    columns_of,
+    definition_of,
+    profiles_holding_out,
+    profiles_with,
+    reported_value,
+    rows_of,
+)
 from wbcrepro.report.domain_predictions import SELECTIONS, DomainPredictions
-from wbcrepro.report.evaluate import Estimate
-from wbcrepro.report.tables import Entry, entry_json, sentence
+from wbcrepro.report.tables import Entry, entry_json, hole_words, sentence
 
 SCHEMA = 1
 SELECTION_WORDS = {
@@ -35,6 +43,8 @@ class DomainRow:
     cells: tuple[str, ...]
     missing: tuple[str, ...]
     command: str
+    left_out: bool
+    """Whether the profile does not plan the row. Then ``command`` makes it in a profile that does, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,32 @@ class DomainTable:
                 found |= {(r, *key): "best" if v == order[0] else "second" for r, v in shown.items() if v in order}
         return found
 
+    def holes(self) -> list[tuple[str, str]]:
+        """Pairs of what is missing, in words, and the command that fills it (empty where nothing does)."""
+        groups: dict[tuple[str, bool], list[str]] = {}
+        for row in self.rows:
+            if row.command or row.left_out:
+                groups.setdefault((row.command, row.left_out), []).append(row.label)
+        found = [(f"{hole_words(*key)} {', '.join(labels)}", key[0]) for key, labels in groups.items()]
+        paper = self.predictions.paper
+        for column in (c.label for c in self.columns if not c.laboratories):
+            profiles = profiles_holding_out(paper, paper["tables"][self.name], column)
+            command = f"wbcrepro reproduce --paper {paper['name']} --profile {profiles[0]}" if profiles else ""
+            words = "another profile does" if profiles else "no profile does"
+            found.append((f"no laboratory of this profile stands for {column}, {words}", command))
+        return found
+
+    def filled_by(self) -> str:
+        """Which profiles run the rows of this table under its preset: all of them, or some."""
+        paper = self.predictions.paper
+        definition = paper["tables"][self.name]
+        runs = [set(profiles_with(paper, definition, self.preset, row.spec.method)) for row in self.rows]
+        everything, something = set.intersection(*runs), set.union(*runs)
+        whole = [name for name in definition["profiles"] if name in everything]
+        part = [name for name in definition["profiles"] if name in something - everything]
+        some = f" (some rows: {', '.join(part)})" if part else ""
+        return f"Profiles that fill this table: {', '.join(whole) or 'none'}{some}."
+
     def caption(self) -> str:
         """What the numbers are, in sentences."""
         p, spec = self.predictions, self.spec
@@ -96,7 +132,7 @@ class DomainTable:
             f"network {', '.join(p.networks())}, {SELECTION_WORDS[spec.selection]}. {sentence(p.caption)} "
             f"Scored on {where}; macro-F1 over {CLASSES[spec.classes]}{f' ({counts})' if counts else ''}.{lone} "
             f"{_substitution(self)}Ours: mean ± standard deviation over trials ({trials} planned), in brackets "
-            f"the 95 % bootstrap interval over images ({self.bootstrap} resamples within classes)."
+            f"the 95 % bootstrap interval over images ({self.bootstrap} resamples within classes). {self.filled_by()}"
         )
 
     def frame(self) -> pd.DataFrame:
@@ -126,8 +162,8 @@ class DomainTable:
         """The JSON of ``wbcrepro report``: ``schema, table, kind, title, paper, profile, benchmark, data_digest,
         synthetic, set, preset, selection, scored_rows, classes, caption, provenance, columns`` and ``rows``.
 
-        A row has ``label, cells, missing, command, entries``; an entry ``column, metric, paper_mean, paper_std, mean,
-        std, low, high, trials, verdict, reference``. Values in percent, null where there is none.
+        A row has ``label, cells, missing, command, left_out, entries``; an entry ``column, metric, paper_mean,
+        paper_std, mean, std, low, high, trials, verdict, reference``. Values in percent, null where there is none.
         """
         p, spec = self.predictions, self.spec
         return {
@@ -139,6 +175,7 @@ class DomainTable:
             "columns": [{"label": c.label, "laboratories": list(c.laboratories)} for c in self.columns],
             "rows": [
                 {"label": row.label, "cells": list(row.cells), "missing": list(row.missing), "command": row.command,
+                 "left_out": row.left_out,
                  "entries": [_json(column, metric, entry) for (column, metric), entry in row.entries.items()]}
                 for row in self.rows
             ],
@@ -214,17 +251,24 @@ def _row(
     laboratories = dict.fromkeys(name for column in columns for name in column.laboratories)
     planned = [member for name in laboratories for member in evaluator.members(spec, name)]
     done, missing = (tuple(m.id for m in planned if m.done is state) for state in (True, False))
-    command = _command(evaluator.predictions, spec, planned, definition)
-    return DomainRow(line["label"], spec, entries, done, missing, command)
+    paper = evaluator.predictions.paper
+    command = _command(evaluator.predictions, planned) if planned else _elsewhere(paper, definition, spec)
+    return DomainRow(line["label"], spec, entries, done, missing, command, not planned)
 
 
-def _command(predictions: DomainPredictions, spec: DomainSpec, planned: list, definition: dict) -> str:
+def _command(predictions: DomainPredictions, planned: list) -> str:
     lacking = [m for m in planned if not m.done]
     if len(lacking) == 1:
         return predictions.run_command(lacking[0])
-    if planned:
-        return predictions.make_command(max(m.tier for m in lacking)) if lacking else ""
-    return f"make reproduce PAPER={predictions.paper['name']} PROFILE={definition['profiles'][-1]} MORE=1"
+    return predictions.make_command(max(m.tier for m in lacking)) if lacking else ""
+
+
+def _elsewhere(paper: dict, definition: dict, spec: DomainSpec) -> str:
+    found = profiles_with(paper, definition, spec.preset, spec.method)
+    if not found:
+        return ""
+    profile = next((name for name, more in found.items() if not more), next(iter(found)))
+    return f"wbcrepro reproduce --paper {paper['name']} --profile {profile}{' --more 1' * found[profile]}"
 
 
 def reference_label(specs: dict[str, DomainSpec], label: str) -> str:
@@ -266,9 +310,3 @@ def _scored(evaluator: DomainEvaluator, specs: dict[str, DomainSpec], column: Co
         over = found.average_over
         classes = max(classes, len(evaluator.predictions.classes) if over is None else len(over))
     return (images, classes) if column.laboratories else None
-
-
-def estimate_of(table: DomainTable, row: str, column: str, metric: str) -> Estimate | None:
-    """Our estimate in one cell (for prose that quotes a number)."""
-    found = next(r for r in table.rows if r.label == row)
-    return found.entries[column, metric].ours

@@ -89,7 +89,7 @@ class Table:
             if row.command or row.left_out:
                 groups.setdefault((row.command, row.left_out), []).append(row.label)
         return [
-            (f"{_why(command, left_out)} {', '.join(labels)}", command)
+            (f"{hole_words(command, left_out)} {', '.join(labels)}", command)
             for (command, left_out), labels in groups.items()
         ]
 
@@ -234,7 +234,8 @@ def _command(predictions: Predictions, planned: list[Member]) -> str:
     return predictions.run_command(lacking[0]) if len(lacking) == 1 else predictions.make_command() if lacking else ""
 
 
-def _why(command: str, left_out: bool) -> str:
+def hole_words(command: str, left_out: bool) -> str:
+    """Why rows have holes; the rows' names follow."""
     if not left_out:
         return "holes in"
     return "left out by this profile, run by another:" if command else "run by no profile in this preset:"
