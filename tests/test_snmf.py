@@ -1,5 +1,8 @@
 """Stain separation by SNMF, the order of the two stains, k-means, and SADA's views made of them."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +38,14 @@ from wbcrepro.stain.snmf import (
 )
 from wbcrepro.stain.stain_order import second_is_nuclear, second_is_redder
 
-METHODS = ("released", "fast")
+try:
+    from wbcrepro.stain.colour_jitter import random_colour_jitter
+    from wbcrepro.stain.colour_jitter_fast import random_colour_jitter_compiled
+
+    METHODS = ("released", "fast", "compiled")
+except UsageError:  # the extra `fast` (numba) is optional
+    METHODS = ("released", "fast")
+COMPILED = [pytest.param("compiled", marks=pytest.mark.skipif("compiled" not in METHODS, reason="no numba"))]
 
 
 def light(images):
@@ -225,6 +235,42 @@ def test_subsampling_hardly_moves_the_stains():
     assert stain_angles(fourth.W, every.W).median() < 3
 
 
+@pytest.mark.parametrize("method", COMPILED)
+@pytest.mark.parametrize("order", ["as_fitted", "dark_nucleus"])
+@pytest.mark.parametrize("background", [True, False])
+def test_the_compiled_method_is_the_fast_one(method, order, background):
+    images = torch.cat([light(batch(3, size=96)), drawn(2, size=96)[1]])
+    options = {"order": order, "background": background}
+    fast, found = separate(images, method="fast", **options), separate(images, method=method, **options)
+    assert torch.equal(found.codes, fast.codes)
+    torch.testing.assert_close(found.B, fast.B, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.W, fast.W, rtol=0, atol=5e-3)
+    torch.testing.assert_close(found.H, fast.H, rtol=0, atol=2e-2)
+    torch.testing.assert_close(found.relative_error, fast.relative_error, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_compiled_views_are_the_fast_ones(method):
+    images = light(batch(2, size=96))  # two images: each is the other's only donor, whatever the clusters are
+    views = stain_views(images, generator=generator(), settings=StainAugmentation(method=method))
+    torch.testing.assert_close(views, stain_views(images, generator=generator()), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_the_compiled_jitter_is_the_batched_one(method):
+    images = torch.cat([drawn(2, size=40)[1], torch.rand(20, 3, 40, 40, generator=generator())])
+    images[0], images[1, :, :20] = 0.5, 0  # no hue
+    for strength in ((0.2, 0.25, 0.25, 0.15), (1.0, 1.0, 1.0, 0.5), (0.0, 0.0, 0.0, 0.0)):
+        found = random_colour_jitter_compiled(images, strength, generator(3))
+        torch.testing.assert_close(found, random_colour_jitter(images, strength, generator(3)), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_the_compiled_method_refuses_what_it_is_not_for(method):
+    with pytest.raises(UsageError, match="float32"):
+        separate(light(batch(1)).double(), method=method)
+
+
 # --- images without two stains -------------------------------------------------------------------------------------
 
 
@@ -316,6 +362,24 @@ def test_on_drawn_cells_the_nuclear_stain_comes_first():
     assert nucleus_auc(density, nuclei.flatten(1))[:, 0].mean() > 0.98
 
 
+def plain_benchmark():
+    path = Path(__file__).parents[1] / "benchmarks" / "bench_snmf.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_golden_plain_form_of_the_benchmark(golden):
+    file, plain = golden("snmf"), plain_benchmark()
+    for image, w, h, b in zip(pixels(file), file["W"], file["H"], file["B"], strict=True):
+        found = plain.plain_separate(image)
+        for values, expected, atol in zip(found, (w, h, b), (1e-4, 1e-3 * h.max(), 1e-6), strict=True):
+            np.testing.assert_allclose(values, expected, atol=atol)
+    views = plain.plain_views(pixels(file), generator(), jitter=True)
+    assert all(2 <= len(row) <= 3 and all(view.shape == (3, 64, 64) for view in row) for row in views)
+
+
 def test_on_zheng_18_the_usual_rule_swaps_the_stains_of_most_images(real_data, tmp_path):
     source = open_dataset("zheng18", real_data, tmp_path, progress=False)
     groups = masked_images(source)
@@ -392,7 +456,7 @@ def test_donors_where_clusters_are_lacking():
 # --- views ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [StainAugmentation(), RELEASED, PAPER])
+@pytest.mark.parametrize("settings", [*map(StainAugmentation, METHODS), RELEASED, PAPER])
 @pytest.mark.parametrize(
     ("n", "k", "height", "width"), [(6, 3, 32, 32), (1, 3, 32, 40), (2, 4, 17, 23), (5, 2, 32, 32)]
 )

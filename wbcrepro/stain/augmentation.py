@@ -84,6 +84,17 @@ def restain(
     return _exp_(torch.baddbmm(background, scaled, densities).neg_())
 
 
+def _transfer(found: Separation, donors: torch.Tensor, out: torch.Tensor) -> None:
+    """Write all views of ``donors`` (N,k-1) to ``out`` (N,k-1,3,H,W)."""
+    peaks = row_quantile(found.H, 0.99)
+    rows = torch.arange(len(donors), device=donors.device)
+    for view, chosen in enumerate(donors.unbind(1)):
+        for row in rows.split(1 if out.device.type == "cpu" else len(rows)):  # in the cache of a CPU
+            donor = chosen[row]
+            light = restain(found.H[row], peaks[donor], found.W[donor], found.B[donor], peaks[row])
+            out[row, view] = light.reshape(-1, *out.shape[2:])
+
+
 @torch.no_grad()
 def stain_views(
     images: torch.Tensor,
@@ -114,10 +125,14 @@ def stain_views(
     vectors = stain_vectors(found, settings.background).cpu()
     labels[usable] = kmeans_labels(vectors[usable], k, generator=generator)
     donors = choose_donors(labels, usable, k, generator).to(images.device)
-    peaks = row_quantile(found.H, 0.99)
-    for view in range(1, k):
-        donor = donors[:, view - 1]
-        light = restain(found.H, peaks[donor], found.W[donor], found.B[donor], peaks)
-        light = torch.where(usable[:, None, None].to(light.device), light, images.flatten(2)).reshape(images.shape)
-        views[:, view] = jitter(light, generator).clamp(0, 1) if jitter else light
+    if settings.method == "compiled":
+        from wbcrepro.stain.snmf_fast import transfer_compiled
+
+        transfer_compiled(found, donors, views[:, 1:])
+    else:
+        _transfer(found, donors, views[:, 1:])
+    lacking = torch.nonzero(~usable)[:, 0].to(images.device)
+    views[lacking, 1:] = images[lacking, None]
+    if jitter:
+        views[:, 1:] = jitter(views[:, 1:].flatten(0, 1), generator).clamp(0, 1).reshape(n, k - 1, 3, height, width)
     return views

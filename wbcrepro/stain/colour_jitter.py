@@ -23,16 +23,21 @@ def random_colour_jitter(images: Tensor, strength: tuple[float, ...], generator:
     ``strength`` of brightness, contrast and saturation, whose factors are uniform in 1 -+ strength, and of hue, turned
     by up to -+ strength of a full circle. Brightness to saturation lie in [0, 1], hue in [0, 0.5].
     """
-    uniform = torch.rand(len(images), 8, generator=generator, device=generator.device).cpu().numpy()
-    factors = (2 * uniform[:, :4] - 1) * np.array(strength, dtype=np.float32)
-    factors[:, :HUE] += 1
-    orders = uniform[:, 4:].argsort(1)
+    factors, orders = draw_jitter(len(images), strength, generator)
     chunk = max(1, CACHED // math.prod(images.shape[1:])) if images.device.type == "cpu" else len(images)
     out = torch.empty_like(images)
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
         out[part] = colour_jitter(images[part], factors[part], orders[part])
     return out
+
+
+def draw_jitter(n: int, strength: tuple[float, ...], generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Factors float32 (n,4) and orders int64 (n,4) of :func:`colour_jitter` for n images."""
+    uniform = torch.rand(n, 8, generator=generator, device=generator.device).cpu().numpy()
+    factors = (2 * uniform[:, :4] - 1) * np.array(strength, dtype=np.float32)
+    factors[:, :HUE] += 1
+    return factors, uniform[:, 4:].argsort(1)
 
 
 def colour_jitter(images: Tensor, factors: np.ndarray, orders: np.ndarray) -> Tensor:
