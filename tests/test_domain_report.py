@@ -228,7 +228,7 @@ def test_validation_rows_are_those_of_the_sources(tmp_path):
     plan = fake_domain_plan("boda", trials=2)
     _, predictions = made(tmp_path, plan)
     table = build_domain_table(predictions)
-    assert table.on == "val" and table.columns[0].label == "Sources"
+    assert table.on == "val" and (table.columns[0].label, table.columns[0].ours) == ("Sources", "validation rows")
     member = predictions.find(preset="paper", method="erm", trial=1)[0]
     found = predictions.read(member, "val", "best")
     assert set(found.domains) == {"source-a", "source-b"} and set(found.folds) == {1}

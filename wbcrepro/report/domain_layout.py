@@ -31,6 +31,8 @@ class Column:
         """What ours is measured on, in a word."""
         if not self.laboratories:
             return "not held out here"
+        if self.label == "Sources":
+            return "validation rows"
         return self.laboratories[0] if len(self.laboratories) == 1 else f"mean of {len(self.laboratories)}"
 
 
