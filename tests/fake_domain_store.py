@@ -79,7 +79,8 @@ def fill_domain_store(
             skill = (skills or {}).get(labels["method"], 1.5)
             made = probabilities(cell, on, rows[1]) if probabilities else noisy(rows[1], classes, skill, rng)
             arrays |= {f"{on}_ids": rows[0], f"{on}_labels": rows[1].astype(np.int16), f"{on}_domains": rows[2]}
-            arrays |= {f"{on}_folds": rows[3].astype(np.int8), f"{on}_probabilities": made[:, : len(views)]}
+            arrays |= {f"{on}_groups": np.full(len(rows[0]), ""), f"{on}_folds": rows[3].astype(np.int8)}
+            arrays |= {f"{on}_probabilities": made[:, : len(views)]}
         folder = store.folder(cell.id)
         folder.mkdir(parents=True)
         write_json(folder / "cell.json", cell.to_json())

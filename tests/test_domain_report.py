@@ -255,6 +255,7 @@ def test_variants_of_the_held_out_laboratory_are_scored_when_asked_for(tmp_path)
         arrays = dict(np.load(path))
         ids, labels, domains, folds = laboratory_rows("rapid@2", (3, 3, 3, 3, 3))
         more = {"ids": ids, "labels": labels.astype(np.int16), "domains": domains, "folds": folds.astype(np.int8)}
+        more["groups"] = np.full(len(ids), "")
         more["probabilities"] = np.repeat(one_hot(labels, 5)[:, :1], 3, axis=1)
         np.savez(path, **arrays | {f"test_{k}": np.concatenate([arrays[f"test_{k}"], v]) for k, v in more.items()})
     predictions = from_domain_plan(plan, store)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wbcrepro.backbones import TINY, Classifier, build_backbone
-from wbcrepro.domains import ALGORITHMS, boda, make_algorithm, selfreg
+from wbcrepro.domains import ALGORITHMS, make_algorithm, selfreg
 from wbcrepro.domains.boda import binary_cross_entropy, boda_loss, boda_terms
 from wbcrepro.domains.coral import coral_penalty
 from wbcrepro.domains.mixup import mix_domains

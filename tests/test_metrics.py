@@ -91,8 +91,10 @@ def test_bootstrap_schemes_resample_what_they_say():
     groups = np.arange(60) // 6
     whole = metrics._draw_weights(labels, groups, False, 500, rng(0))
     assert all((whole[groups == g] == whole[groups == g][0]).all() for g in range(10))
-    with pytest.raises(ValueError, match="not defined"):
-        metrics._draw_weights(labels, groups, True, 5, rng(0))
+    both = metrics._draw_weights(labels, groups, True, 500, rng(0))  # group 8 lies in two classes: there, two units
+    for unit in {(g, c) for g, c in zip(groups, labels, strict=True)}:
+        rows = both[(groups == unit[0]) & (labels == unit[1])]
+        assert (rows == rows[0]).all()
 
 
 def test_bootstrap_interval_has_the_right_width_and_seed():
@@ -139,3 +141,16 @@ def test_wilson_on_arrays_matches_known_values():
     low, high = metrics.wilson_interval(np.array([2, 11]), np.array([3, 18]))
     np.testing.assert_allclose(low, [0.2077, 0.3862], atol=2e-4)
     np.testing.assert_allclose(high, [0.9385, 0.7969], atol=2e-4)
+
+
+def test_images_of_a_group_are_resampled_together_within_their_class():
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    groups = np.array(list("aabbccdd"))
+    right = [np.array([0, 0, 1, 1, 1, 1, 0, 0])]  # group a right, b wrong; c right, d wrong
+    options = {"n_classes": 2, "stratified": True, "seed": 3, "n": 400}
+    by_group = metrics.bootstrap_draws(right, labels, "accuracy", groups=groups, **options)[:, 0]
+    by_image = metrics.bootstrap_draws(right, labels, "accuracy", **options)[:, 0]
+    assert set(np.round(by_group * 4, 9)) == {0, 1, 2, 3, 4}  # two groups drawn of each class, right or wrong as one
+    assert by_group.std() > 1.3 * by_image.std()  # sqrt 2 for pairs
+    alone = metrics.bootstrap_draws(right, labels, "accuracy", groups=np.arange(8), **options)[:, 0]
+    assert np.array_equal(alone, by_image)

@@ -114,17 +114,14 @@ def wilson_interval(successes, total, confidence: float = 0.95) -> tuple[np.ndar
 
 def _draw_weights(labels, groups, stratified: bool, n: int, rng: np.random.Generator) -> np.ndarray:
     """How often each item is in each resample: (N, n) float64."""
-    if groups is not None:
-        if stratified:
-            raise ValueError("a stratified bootstrap of groups is not defined; choose one of the two")
-        _, code = np.unique(np.asarray(groups), return_inverse=True)
-        size = code.max() + 1
-        return rng.multinomial(size, np.full(size, 1 / size), size=n).T[code].astype(float)
     strata = labels if stratified else np.zeros_like(labels)
     weights = np.empty((len(labels), n))
     for stratum in np.unique(strata):
         rows = np.flatnonzero(strata == stratum)
-        weights[rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=n).T
+        units = rows if groups is None else np.asarray(groups)[rows]
+        _, code = np.unique(units, return_inverse=True)
+        size = code.max() + 1
+        weights[rows] = rng.multinomial(size, np.full(size, 1 / size), size=n).T[code]
     return weights
 
 
@@ -136,7 +133,8 @@ def bootstrap_draws(
     """Bootstrap replicates (n, K) of ``metric`` for K prediction sets over the same N items.
 
     One resample of items serves all K sets, so differences between columns are paired. ``stratified`` keeps the class
-    counts of the test set; ``groups`` resamples whole groups (patients) instead of images. The same seed, labels and
+    counts of the test set; ``groups`` resamples whole groups (patients) instead of images, with ``stratified`` the
+    images of a group in one class together. The same seed, labels and
     options give the same resamples, so two calls can be subtracted as well. ``rows`` (K masks (N,)) limits each set to
     some of the resampled items, ``average_over`` (K arrays of codes) its macro average to some classes (see `score`).
     """

@@ -3,8 +3,9 @@ embeddings of a trained network, and its Grad-CAM maps. The pixel cache is that 
 
 ``predictions.npz`` of ``domain_train`` and ``domain_head`` cells: ``classes`` (C names), ``views`` (names of the
 weights that were scored: last, best, swad; or retrained), and for each set s of (val, test): ``<s>_ids``,
-``<s>_labels`` int16, ``<s>_probabilities`` float16 (N, V, C), ``<s>_domains`` (N names) and ``<s>_folds`` int8. "val"
-holds the sources' validation images, "test" all images of the targets.
+``<s>_labels`` int16, ``<s>_probabilities`` float16 (N, V, C), ``<s>_domains`` (N names), ``<s>_groups`` (N names of
+slides, patients or cells filmed several times; empty where unknown) and ``<s>_folds`` int8. "val" holds the sources'
+validation images, "test" all images of the targets.
 """
 
 from __future__ import annotations
@@ -178,7 +179,8 @@ def _finish(context: Context, rows: dict, found: dict[str, list[np.ndarray]], vi
     table, classes = context.benchmark.table, len(context.benchmark.classes)
     labels, domains = table["label"].to_numpy(), table["domain"].to_numpy(str)
     stacked = {name: (rows[name], np.stack(parts, 1)) for name, parts in found.items()}
-    save_predictions(context, stacked, views, extra={"domains": domains, "folds": table["fold"].to_numpy(np.int8)})
+    columns = {"domains": domains, "folds": table["fold"].to_numpy(np.int8), "groups": table["group"].to_numpy(str)}
+    save_predictions(context, stacked, views, extra=columns)
     held_out = domains == context.cell.config["held_out"]
     report: dict = {"sources": context.cell.config["sources"]}
     for name, (index, probabilities) in stacked.items():

@@ -1,8 +1,9 @@
 """From predictions on held-out laboratories to estimates: scores per trial, their spread, paired intervals.
 
 A value is the mean over trials. Its standard deviation is over trials (other folds, seeds and initial weights); its
-interval resamples the images of the held-out laboratory within classes, with one resample for all methods and trials,
-so differences between rows are paired. An average over laboratories resamples each of them on its own.
+interval resamples the images of the held-out laboratory within classes (images of one slide, patient or cell
+together, where that is known), with one resample for all methods and trials, so differences between
+rows are paired. An average over laboratories resamples each of them on its own.
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ class DomainSpec:
 
 @dataclass(frozen=True)
 class Decided:
-    """One trial: images with label and predicted codes (N,) int64, which of them are scored (N,) bool, and the codes
-    that a macro average runs over (None: the whole list)."""
+    """One trial: images with label and predicted codes (N,) int64, which of them are scored (N,) bool, the codes that
+    a macro average runs over (None: the whole list), and what is resampled together (N,) text."""
 
     ids: np.ndarray
     labels: np.ndarray
     codes: np.ndarray
     rows: np.ndarray
     average_over: np.ndarray | None
+    groups: np.ndarray
 
 
 def lone_classes(labels: np.ndarray) -> np.ndarray:
@@ -81,7 +83,8 @@ def decide(scored: DomainScored, spec: DomainSpec, trial: int, n_classes: int) -
         over = np.unique(scored.labels[rows])
     elif spec.classes == "list" and len(left_out):
         over = np.setdiff1d(np.arange(n_classes), left_out)
-    return Decided(scored.ids, scored.labels, scored.probabilities.argmax(1), rows, over)
+    groups = np.where(scored.groups == "", scored.ids, scored.groups)
+    return Decided(scored.ids, scored.labels, scored.probabilities.argmax(1), rows, over, groups)
 
 
 class DomainEvaluator:
@@ -141,7 +144,7 @@ class DomainEvaluator:
             seed = derive_seed(self.seed, laboratory, *([group[0][1]] if group[0][0].on == "val" else []))
             replicates = metrics.bootstrap_draws(
                 [found.codes for *_, found in group], first.labels, name, self.n, seed, n_classes=classes,
-                stratified=True, rows=[found.rows for *_, found in group],
+                stratified=True, groups=first.groups, rows=[found.rows for *_, found in group],
                 average_over=[found.average_over for *_, found in group],
             )  # fmt: skip
             for column, (spec, trial, found) in enumerate(group):

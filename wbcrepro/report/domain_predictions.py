@@ -48,20 +48,21 @@ class DomainMember:
 
 @dataclass(frozen=True)
 class DomainScored:
-    """Probabilities (N, C) float64 of one classifier, with ids and laboratories (N,) text, label codes (N,) int64 and
-    folds (N,) int64 within the laboratory."""
+    """Probabilities (N, C) float64 of one classifier, with ids, laboratories and groups (N,) text ("" where nothing
+    groups an image), label codes (N,) int64 and folds (N,) int64 within the laboratory."""
 
     ids: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
     domains: np.ndarray
     folds: np.ndarray
+    groups: np.ndarray
 
     def of(self, domain: str) -> DomainScored:
         """The rows of one laboratory."""
         rows = self.domains == domain
         return DomainScored(
-            *(getattr(self, name)[rows] for name in ("ids", "labels", "probabilities", "domains", "folds"))
+            *(getattr(self, name)[rows] for name in ("ids", "labels", "probabilities", "domains", "folds", "groups"))
         )
 
 
@@ -186,6 +187,7 @@ def scored_of(arrays: dict[str, np.ndarray], on: str, selection: str) -> DomainS
     return DomainScored(
         arrays[f"{on}_ids"].astype(str), arrays[f"{on}_labels"].astype(np.int64), probabilities.astype(np.float64),
         arrays[f"{on}_domains"].astype(str), arrays[f"{on}_folds"].astype(np.int64),
+        arrays[f"{on}_groups"].astype(str),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Committed results of papers of ``design: domains``: the arrays, and every table that is rebuilt from them.
 
-``items-test.npz`` holds ``<laboratory>/ids, labels, domains, folds``; ``items-val.npz`` the same per laboratory and
-trial (``<laboratory>-<trial>/ids``). A ``probabilities-<set>-<preset>-<method>.npz`` holds ``<cell>/<selection>``
+``items-test.npz`` holds ``<laboratory>/ids, labels, domains, folds, groups``; ``items-val.npz`` the same per laboratory
+and trial (``<laboratory>-<trial>/ids``). A ``probabilities-<set>-<preset>-<method>.npz`` holds ``<cell>/<selection>``
 (N, C) float16. To stay small, ablations and sweeps keep only the selection of their tables, the rows of the other
 tables all that are asked for; validation rows are kept for the selection of the tables that need them.
 """
@@ -28,7 +28,7 @@ from wbcrepro.report.domain_predictions import (
 )
 from wbcrepro.report.domain_tables import build_domain_table
 
-COLUMNS = ("ids", "labels", "domains", "folds")
+COLUMNS = ("ids", "labels", "domains", "folds", "groups")
 VARIANTS = (
     {},
     {"selection": "last"},
@@ -73,7 +73,7 @@ def write_domain_arrays(
 
 
 def _add_items(items: dict[str, np.ndarray], key: str, found: DomainScored, cell: str) -> None:
-    dtypes = {"ids": str, "labels": np.int16, "domains": str, "folds": np.int8}
+    dtypes = {"ids": str, "labels": np.int16, "domains": str, "folds": np.int8, "groups": str}
     for column in COLUMNS:
         values = getattr(found, column).astype(dtypes[column])
         if not np.array_equal(items.setdefault(f"{key}/{column}", values), values):
@@ -107,8 +107,10 @@ def _reader(arrays: Arrays, members: tuple[DomainMember, ...]) -> DomainReader:
         found = stored.get(f"{member_id}/{selection}")
         if found is None or f"{key}/ids" not in items:
             return None
-        ids, labels, domains, folds = (items[f"{key}/{column}"] for column in COLUMNS)
-        return DomainScored(ids, labels.astype(np.int64), found.astype(np.float64), domains, folds.astype(np.int64))
+        ids, labels, domains, folds, groups = (items[f"{key}/{column}"] for column in COLUMNS)
+        return DomainScored(
+            ids, labels.astype(np.int64), found.astype(np.float64), domains, folds.astype(np.int64), groups
+        )
 
     return read
 
