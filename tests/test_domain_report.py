@@ -12,6 +12,7 @@ from wbcrepro.errors import UsageError
 from wbcrepro.report import results
 from wbcrepro.report.domain_evaluate import DomainEvaluator, DomainSpec, lone_classes
 from wbcrepro.report.domain_frames import (
+    choices_frame,
     confusion_of,
     gains_frame,
     recall_frame,
@@ -287,6 +288,23 @@ def test_scoring_choices_leave_the_trainings_alone(filled):
     assert sada.loc["the paper's way", "mean"] == sada.loc["averaged weights (SWAD)", "mean"]
     assert sada.loc["the paper's way", "mean"] != sada.loc["weights of the last step", "mean"]
     assert frame[frame.scoring == "the paper's way"].place.min() == 1
+
+
+def test_choices_stand_side_by_side_with_paired_changes(tmp_path):
+    plan = fake_domain_plan(held_out=["rapid"])
+    lost = {c.id for c in plan.find(method="coral")}
+    wrong_in_split = lambda cell, on, labels: one_hot(np.where(np.arange(len(labels)) % 5, 1 - labels, labels), 2)  # noqa: E731
+    plan.benchmark.classes = ("A", "B")
+    _, predictions = made(tmp_path, plan, counts=(25, 25), skip=lost, probabilities=wrong_in_split)
+    choices = {"all": {}, "four fifths": {"rows": "in_split"}, "last": {"selection": "last"}}
+    frame = choices_frame(predictions, choices, metric="micro").set_index(["row", "column"])
+    assert "CORAL" not in frame.index and "LDWBC" not in frame.index.get_level_values("column")
+    line = frame.loc["ERM", "Average"]
+    assert (
+        line["all"] == pytest.approx(20) and line["four fifths"] == 0 == line["last: change"]
+    )  # fold 0 alone is right
+    assert line["four fifths: change"] == pytest.approx(-20) and line["trials"] == 1
+    assert line["four fifths: low"] < -20 < line["four fifths: high"] and line["last: low"] == 0 == line["last: high"]
 
 
 def test_recall_beside_the_training_images_of_each_source(tmp_path):

@@ -5,7 +5,7 @@ All values in percent or points, NaN where a cell is missing; intervals are the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ import pandas as pd
 from wbcrepro.metrics import confusion
 from wbcrepro.report.domain_claims import source_counts
 from wbcrepro.report.domain_evaluate import DomainEvaluator, DomainSpec
-from wbcrepro.report.domain_layout import definition_of, rows_of
+from wbcrepro.report.domain_layout import columns_of, definition_of, rows_of
 from wbcrepro.report.domain_predictions import DomainPredictions
 from wbcrepro.report.domain_tables import DomainTable, build_domain_table
 from wbcrepro.report.evaluate import Estimate
@@ -73,6 +73,38 @@ def scoring_frame(
         for label, estimate in found.items():
             place = order.index(estimate.mean) + 1 if estimate else None
             lines.append({"row": label, "scoring": words, **_numbers(estimate), "place": place})
+    return pd.DataFrame(lines)
+
+
+def choices_frame(
+    predictions: DomainPredictions, choices: Mapping[str, dict], name: str = "table_1", *, preset: str = "paper",
+    metric: str = "macro", evaluator: DomainEvaluator | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """A table of laboratories under a few choices of scoring, side by side: row, column, then the mean of each choice
+    and, of each after the first, the paired change against the first with low and high; and trials.
+
+    ``choices``: ``{words: fields of DomainSpec}``; ``selection`` is the table's unless given. Lines without any value
+    are left out.
+    """
+    evaluator, definition = evaluator or DomainEvaluator(predictions), definition_of(predictions.paper, name)
+    score, lines = definition["metrics"][metric], []
+    for entry in rows_of(definition):
+        for column in (c for c in columns_of(predictions, definition, preset) if c.laboratories):
+            found = {}
+            for words, options in choices.items():
+                options = {"selection": definition["selection"], **options}
+                spec = DomainSpec(entry["method"], preset, **options)
+                found[words] = evaluator.estimate(spec, column.laboratories, score)
+            if not any(found.values()):
+                continue
+            line: dict = {"row": entry["label"], "column": column.label}
+            line |= {words: _numbers(estimate)["mean"] for words, estimate in found.items()}
+            base, *others = found
+            for words in others:
+                change = found[words].minus(found[base]) if found[words] and found[base] else None
+                low, high = (_numbers(change)[key] for key in ("low", "high"))
+                line |= {f"{words}: change": _numbers(change)["mean"], f"{words}: low": low, f"{words}: high": high}
+            lines.append(line | {"trials": max(e.folds for e in found.values() if e)})
     return pd.DataFrame(lines)
 
 
