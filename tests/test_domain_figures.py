@@ -107,6 +107,12 @@ def test_embeddings_are_coloured_by_laboratory_and_by_class():
     assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 20
 
 
+def test_thirteen_classes_have_thirteen_marks():
+    panels = {"after": (np.zeros((13, 2)), np.full(13, "a"), np.array([f"class {i:02d}" for i in range(13)]))}
+    lines = domain_figures.embedding_figure(panels).axes[1].get_legend().get_lines()
+    assert len({(line.get_marker(), line.get_color()) for line in lines}) == 13
+
+
 def test_saliency_maps_stand_beside_their_cell_and_wrong_predictions_are_marked():
     images, heat = np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 8, 8))
     wanted = {"ERM": ["A", "A"], "SADA": ["A", "B"]}

@@ -220,25 +220,23 @@ def embedding_figure(
             for index, name in enumerate(known):
                 chosen = np.asarray(labels, str) == name
                 for part, scale, edge in ((chosen & ~unseen, 1, "none"), (chosen & unseen, 2.2, "#222222")):
-                    axis.scatter(*points[part].T, s=size * scale, marker=MARKERS[index % 7], color=PALETTE[index % 7],
+                    axis.scatter(*points[part].T, s=size * scale, **_mark(index),
                                  edgecolors=edge, linewidths=0.5, alpha=0.8)  # fmt: skip
             axis.set(xticks=[], yticks=[], title=f"{title}, by {words}")
             axis.grid(False)
     for side, (known, words) in enumerate(zip(keys, ("laboratory", "class"), strict=True)):
         handles = [
-            plt.Line2D(
-                [],
-                [],
-                marker=MARKERS[i % 7],
-                color=PALETTE[i % 7],
-                linestyle="",
-                label=name + " (unseen)" * (name == held_out),
-            )
+            plt.Line2D([], [], **_mark(i), linestyle="", label=name + " (unseen)" * (name == held_out))
             for i, name in enumerate(known)
         ]
         axes[-1, side].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, title=words,
                               handletextpad=0.1, columnspacing=0.8)  # fmt: skip
     return figure
+
+
+def _mark(index: int) -> dict[str, str]:
+    """Marker and colour of the n-th group; no pair comes twice among the first 49."""
+    return {"marker": MARKERS[(index + index // 7) % 7], "color": PALETTE[index % 7]}
 
 
 def gradcam_figure(
