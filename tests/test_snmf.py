@@ -229,10 +229,22 @@ def test_the_fast_method_fits_drawn_cells_better_than_ten_iterations():
 
 
 def test_subsampling_hardly_moves_the_stains():
-    _, images = drawn(2, size=96)
+    _, images = drawn(2, size=160)
     every, fourth = separate(images, subsample=1), separate(images, subsample=4)
-    assert (fourth.relative_error / every.relative_error).max() < 1.02
-    assert stain_angles(fourth.W, every.W).median() < 3
+    assert (fourth.relative_error / every.relative_error).max() < 1.01
+    assert stain_angles(fourth.W, every.W).median() < 1
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_a_few_zeros_of_a_channel_are_neither_missed_nor_overrated(method):
+    """They hold most of the residual energy: a grid that misses them, or counts each 16 times, fits another image."""
+    _, images = drawn(2, size=160)
+    for offset in (0, 1):  # on the grid of every fourth pixel, and beside it
+        spoiled = images.clone()
+        spoiled[:, 1, 40 + offset : 120 : 20, 80 + offset] = 0
+        found, every = (separate(spoiled, method=method, subsample=step) for step in (4, 1))
+        assert (found.relative_error / every.relative_error).max() < 1.03
+        assert (found.relative_error < separate(spoiled, method="released").relative_error).all()
 
 
 @pytest.mark.parametrize("method", COMPILED)
@@ -390,7 +402,8 @@ def test_on_zheng_18_the_usual_rule_swaps_the_stains_of_most_images(real_data, t
     ratios = [
         separate(images).relative_error / separate(images, method="released").relative_error for images, _ in groups
     ]
-    assert torch.cat(ratios).max() < 1.001  # on every one of the 300
+    ratios = torch.cat(ratios)  # of the errors: three images reach the optimum, within rounding, by either method
+    assert ratios.max() < 1.002 and (ratios > 1).sum() <= 3 and ratios.median() < 0.7
 
 
 def test_images_without_masks(real_data, tmp_path):

@@ -18,9 +18,9 @@ from wbcrepro.stain.snmf import (
     DARK,
     DEGENERATE,
     EPSILON,
+    EXTREMES,
     LEFT_OUT,
     NON_FINITE,
-    POLISH,
     SEPARATED,
     STAINED,
     TOO_FEW_PIXELS,
@@ -97,6 +97,39 @@ def _centre(od, b, out):
         s += np.array([a0, a1, a2])
         m += np.array([q0, q1, q2, q3, q4, q5])
     return s, m, count
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _beyond(v, bound, at):
+    """Write the indices of the pixels of V (3,P) with a channel above ``bound``, few; return how many."""
+    n = 0
+    for start in range(0, v.shape[1], 256):
+        stop = min(start + 256, v.shape[1])
+        largest = bound
+        for i in range(start, stop):
+            largest = max(largest, max(v[0, i], max(v[1, i], v[2, i])))
+        if largest > bound:
+            for i in range(start, stop):
+                if max(v[0, i], max(v[1, i], v[2, i])) > bound:
+                    at[n] = i
+                    n += 1
+    return n
+
+
+def _settling_pixels(v: np.ndarray, grid: np.ndarray, step: int) -> np.ndarray:
+    """As ``snmf.settling_pixels``, for one image."""
+    if step == 1:
+        return grid
+    on_grid, at, k = grid.max(0), np.empty(v.shape[1], np.int64), min(EXTREMES, v.shape[1])
+    guess = min(on_grid.size, 2 * (k // step**2 + 4))  # twice the expected number: holds but for odd images
+    n = _beyond(v, np.partition(on_grid, on_grid.size - guess)[on_grid.size - guess], at)
+    if n < k:
+        n = _beyond(v, np.float32(-np.inf), at)
+    extremes = v[:, at[:n]]
+    largest = extremes.max(0)
+    limit = np.partition(largest, n - k)[n - k]
+    grid = np.where(on_grid > limit, np.float32(0), grid)
+    return np.concatenate([grid, extremes[:, largest > limit] / np.float32(step)], 1)
 
 
 @njit(cache=True, nogil=True)
@@ -253,11 +286,12 @@ def _one(image, h, spare, step, iterations, sparsity, order, background, min_pix
     p = v.shape[1]
     values, vectors = np.linalg.eigh(m[[0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(3, 3) / p)
     plane = vectors[:, [2, 1]] * np.where(sums @ vectors[:, [2, 1]] < 0, -1, 1)
-    seen = np.ascontiguousarray(v.reshape(image.shape)[:, ::step, ::step].reshape(3, -1))
-    w = _step(v, _step(seen, _start(plane, seen), iterations, sparsity), POLISH, sparsity)
+    grid = np.ascontiguousarray(v.reshape(image.shape)[:, ::step, ::step].reshape(3, -1))
+    seen = _settling_pixels(v, grid, step)
+    w = _step(seen, _start(plane, seen), iterations, sparsity)
     error, size = _densities(v, w, sparsity, h)
     if order == "dark_nucleus":
-        if _second_is_nuclear(seen, h.reshape(2, *image.shape[1:])[:, ::step, ::step].reshape(2, -1)):
+        if _second_is_nuclear(grid, h.reshape(2, *image.shape[1:])[:, ::step, ::step].reshape(2, -1)):
             w, h[:] = w[:, ::-1], h[::-1].copy()
     noise = 4 * math.exp(2 * (sums / p + b).mean()) / (12 * 255**2)
     code = DEGENERATE if values[1] <= noise else SEPARATED
@@ -287,13 +321,13 @@ def transfer_compiled(found: Separation, donors: torch.Tensor, out: torch.Tensor
     """Write all views (N,K,3,H,W) of ``donors`` int64 (N,K), as ``augmentation.restain`` makes them; float32, CPU."""
     densities, stains, background = found.H.numpy(), found.W.numpy(), found.B.numpy()[:, :, 0]
     spare = np.empty(densities.shape[2] + 1, np.float32)
+    mixed = np.empty((3, densities.shape[2]), np.float32)
     peaks = np.array([[_interpolated(_upper(row, 0.01, spare)) for row in h] for h in densities]) + EPSILON
     for row, chosen in enumerate(donors.tolist()):
         for view, donor in enumerate(chosen):
-            light = out[row, view].numpy().reshape(3, -1)  # shares memory
             scaled = (stains[donor] * (peaks[donor] / peaks[row])).astype(np.float32)
-            _mix(densities[row], scaled, background[donor], light)
-            np.exp(light, out=light)
+            _mix(densities[row], scaled, background[donor], mixed)  # stays in the cache; ``out`` is written once
+            np.exp(mixed, out=out[row, view].numpy().reshape(3, -1))
 
 
 def _interpolated(ends: tuple[float, float, float]) -> float:
