@@ -225,6 +225,14 @@ def test_the_external_laboratory_is_named(filled):
     assert "ours: rapid" in domain_table_html(table)
 
 
+def test_no_direction_is_measured_against_a_value_that_is_probably_a_misprint(filled):
+    rows = {r.label: r for r in build_domain_table(filled[1], "table_2").rows}
+    for label in ("CORAL", "SADA"):
+        micro, macro = (rows[label].entries["SYSU3H", metric] for metric in ("micro", "macro"))
+        assert micro.reference == "ERM" and micro.verdict.endswith("unsure")
+        assert macro.verdict == "not comparable" and not macro.reference and macro.paper
+
+
 def test_validation_rows_are_those_of_the_sources(tmp_path):
     plan = fake_domain_plan("boda", trials=2)
     _, predictions = made(tmp_path, plan)

@@ -290,6 +290,8 @@ def _entry(
         return Entry(paper, None, ours, verdicts.same_data(ours, paper[0] / 100, paper[1] / 100))
     reference = reference_label(specs, label)
     base = reported_value(definition, {"label": reference}, column.label, metric) if reference else None
+    if metric in definition.get("reported", {}).get(reference, {}).get(column.label, {}).get("doubtful", ()):
+        base = None  # probably a misprint: no direction is measured against it
     change = evaluator.difference(specs[label], specs[reference], column.laboratories, score) if reference else None
     if base is None or change is None:
         return Entry(paper, None, ours, "not comparable")
