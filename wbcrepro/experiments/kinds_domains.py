@@ -20,7 +20,7 @@ from torch import nn
 from wbcrepro import metrics, training
 from wbcrepro.backbones import Classifier, build_backbone
 from wbcrepro.data.pixels import PixelCache
-from wbcrepro.domain_training import DomainTraining, fit_domains
+from wbcrepro.domain_training import DomainTraining, embed_domains, fit_domains, predict_domains
 from wbcrepro.domains import make_algorithm
 from wbcrepro.experiments.predictions import save_predictions
 from wbcrepro.experiments.run import Context, Runner
@@ -49,7 +49,7 @@ def run_domain_train(context: Context) -> dict:
     for selection in SELECTIONS:
         training.load_weights(model, result.selections[selection])
         for name, index in rows.items():
-            found[name].append(training.predict(model, images, index, device=context.device)[:, 0])
+            found[name].append(predict_domains(model, images, index, context.device))
     result.selections["last"].unlink()  # no figure or later cell reads these weights
     return _finish(context, rows, found, SELECTIONS) | {
         "train_counts": counts.tolist(), "steps_run": result.steps_run, "swad": result.swad,
@@ -63,7 +63,7 @@ def run_domain_head(context: Context) -> dict:
     train, val = (np.concatenate(rows) for rows in source_rows(context, config))
     model = trained_network(context, parent, config["selection"])
     rows = {"val": val, "test": _target_rows(context, parent.cell["config"])}
-    common = {"device": context.device, "progress": context.progress}
+    common = {"device": context.device, "progress": context.progress, "amp": False}
     options = dict(config["optimisation"])
     features = training.embed(model, images, train, augment="dihedral", passes=options.pop("passes"),
                               seed=config["seed"], **common)  # fmt: skip
@@ -85,7 +85,7 @@ def run_domain_head(context: Context) -> dict:
 
 def run_domain_embeddings(context: Context) -> dict:
     """``embeddings.npz``: features float16 (N, D) of up to ``per_domain`` images of every laboratory, evenly spread
-    over the table, with ids, labels and domains; of the pretrained network where the cell has no training as parent."""
+    over the table, with ids, labels, groups and domains; where no training is a parent, of the pretrained network."""
     config, table = context.cell.config, context.benchmark.table
     domains = table["domain"].to_numpy(str)
     rows = np.concatenate([spread(np.flatnonzero(domains == name), config["per_domain"]) for name in config["domains"]])
@@ -93,10 +93,11 @@ def run_domain_embeddings(context: Context) -> dict:
         model = _network(context, context.weights)
     else:
         model = trained_network(context, context.parent("domain_train"), config["selection"])
-    features = training.embed(model, _images(context), rows, device=context.device, progress=context.progress)[:, 0]
+    features = embed_domains(model, _images(context), rows, context.device, progress=context.progress)
     np.savez_compressed(
         context.folder / "embeddings.npz", features=features.astype(np.float16), domains=domains[rows],
         ids=table["id"].to_numpy(str)[rows], labels=table["label"].to_numpy(np.int16)[rows],
+        groups=table["group"].to_numpy(str)[rows],
     )  # fmt: skip
     return {"images": len(rows), "dimension": int(features.shape[1])}
 
