@@ -125,3 +125,27 @@ def test_the_page_shows_every_finding_with_its_verdict(better):
     predictions, found = better
     html = claims_html(predictions, found, "claims.csv")
     assert html.count('class="wbc-verdict"') == len(found) and "+4.8" in html and "wbc-synthetic" in html
+
+
+def test_recalls_of_classes_resample_groups_together(tmp_path):
+    """Pairs of images that are right or wrong together: the spread is that of half as many images."""
+
+    def pairs_alike(cell, on, labels):
+        codes = labels.copy()
+        codes[np.arange(len(labels)) % 4 < 2] = 0
+        return one_hot(codes, 5)
+
+    plan = fake_domain_plan("boda", trials=1)
+    widths = []
+    for group in (lambda i: i, lambda i: i[:-4] + f"{int(i[-4:]) // 2:04d}"):
+        store = fill_domain_store(tmp_path / str(len(widths)), plan, counts=(40,) * 5, probabilities=pairs_alike)
+        for cell in plan.cells:
+            path = store.folder(cell.id) / "predictions.npz"
+            arrays = dict(np.load(path))
+            for on in ("test", "val"):
+                arrays[f"{on}_groups"] = np.array([group(i) for i in arrays[f"{on}_ids"]])
+            np.savez(path, **arrays)
+        evaluator = DomainEvaluator(from_domain_plan(plan, store), n=400)
+        recall = class_recall(evaluator, DomainSpec("boda", selection="best"), "rapid", np.array([4]))[0]
+        widths.append(recall.replicates.std())
+    assert widths[1] > 1.25 * widths[0]

@@ -154,3 +154,11 @@ def test_images_of_a_group_are_resampled_together_within_their_class():
     assert by_group.std() > 1.3 * by_image.std()  # sqrt 2 for pairs
     alone = metrics.bootstrap_draws(right, labels, "accuracy", groups=np.arange(8), **options)[:, 0]
     assert np.array_equal(alone, by_image)
+
+
+def test_a_class_of_one_group_has_an_interval():
+    labels, groups = np.repeat([0, 1], 40), np.repeat(["slide", *"abcdefgh"], [40, *[5] * 8])
+    half = np.arange(80) % 2  # class 0, all of one slide: half of it right
+    draws = metrics.bootstrap_draws([half], labels, "macro_recall", 400, 3, n_classes=2, stratified=True, groups=groups,
+                                    rows=[labels == 0], average_over=[np.array([0])])[:, 0]
+    assert draws.std() == pytest.approx(np.sqrt(0.25 / 40), rel=0.15)

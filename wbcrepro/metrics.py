@@ -113,13 +113,19 @@ def wilson_interval(successes, total, confidence: float = 0.95) -> tuple[np.ndar
 
 
 def _draw_weights(labels, groups, stratified: bool, n: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each item is in each resample: (N, n) float64."""
+    """How often each item is in each resample: (N, n) float64.
+
+    A stratum whose items all share one group would be the same in every resample, as if it were known without error:
+    its items are resampled one by one. That knows nothing of the spread between groups and is still too narrow.
+    """
     strata = labels if stratified else np.zeros_like(labels)
     weights = np.empty((len(labels), n))
     for stratum in np.unique(strata):
         rows = np.flatnonzero(strata == stratum)
         units = rows if groups is None else np.asarray(groups)[rows]
         _, code = np.unique(units, return_inverse=True)
+        if not code.any():
+            code = np.arange(len(rows))
         size = code.max() + 1
         weights[rows] = rng.multinomial(size, np.full(size, 1 / size), size=n).T[code]
     return weights
@@ -134,7 +140,7 @@ def bootstrap_draws(
 
     One resample of items serves all K sets, so differences between columns are paired. ``stratified`` keeps the class
     counts of the test set; ``groups`` resamples whole groups (patients) instead of images, with ``stratified`` the
-    images of a group in one class together. The same seed, labels and
+    images of a group in one class together (one by one where a class has one group only). The same seed, labels and
     options give the same resamples, so two calls can be subtracted as well. ``rows`` (K masks (N,)) limits each set to
     some of the resampled items, ``average_over`` (K arrays of codes) its macro average to some classes (see `score`).
     """

@@ -181,7 +181,7 @@ def class_recall(
         seed = derive_seed(evaluator.seed, laboratory, *([trial] if spec.on == "val" else []))
         draws[trial] = metrics.bootstrap_draws(
             [found.codes], found.labels, "macro_recall", evaluator.n, seed, n_classes=size, stratified=True,
-            rows=[rows], average_over=[over],
+            groups=found.groups, rows=[rows], average_over=[over],
         )[:, 0]  # fmt: skip
         values[trial] = metrics.score(found.labels[rows], found.codes[rows], "macro_recall", size, average_over=over)
         hits.append((found.codes == found.labels)[rows].sum())
