@@ -92,7 +92,7 @@ def test_bootstrap_schemes_resample_what_they_say():
     whole = metrics._draw_weights(labels, groups, False, 500, rng(0))
     assert all((whole[groups == g] == whole[groups == g][0]).all() for g in range(10))
     both = metrics._draw_weights(labels, groups, True, 500, rng(0))  # group 8 lies in two classes: there, two units
-    for unit in {(g, c) for g, c in zip(groups, labels, strict=True)}:
+    for unit in {(g, c) for g, c in zip(groups, labels, strict=True) if c != 2}:  # class 2 has one group only
         rows = both[(groups == unit[0]) & (labels == unit[1])]
         assert (rows == rows[0]).all()
 
