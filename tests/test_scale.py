@@ -8,6 +8,7 @@ from PIL import Image
 
 from wbcrepro.data import scale
 from wbcrepro.data.benchmarks import load_benchmark
+from wbcrepro.data.borders import border_table
 from wbcrepro.errors import UsageError
 
 
@@ -141,6 +142,19 @@ def test_field_crop_keeps_the_centre_and_repeats_the_border(case):
         return np.clip(np.arange(start, start + side), 0, size - 1)
 
     assert (out == image[taken(height)][:, taken(width)]).all()
+
+
+def test_images_smaller_than_the_field_are_counted(tmp_path, monkeypatch):
+    wider = scale.measured() | {"field": 2.05}  # cells of 15 to 17 pixels in images of 32: fields on either side of it
+    monkeypatch.setattr(scale, "measured", lambda: wider)
+    benchmark = load("sada-tiny", None, tmp_path)
+    found = border_table(benchmark).set_index("laboratory")
+    counted = {name: 0 for name in found.index}
+    for row in benchmark.table.itertuples():
+        counted[row.domain] += min(benchmark.read(row.item).shape[:2]) < found.loc[row.domain, "field"]
+    assert found["repeated"].to_dict() == counted and 0 < found["repeated"].sum() < found["images"].sum()
+    assert found["images"].to_dict() == benchmark.table["domain"].value_counts().to_dict()
+    assert (found["side"] == 32).all() and (found["smallest"] == 32).all()
 
 
 def test_scale_is_refused_where_it_makes_no_sense(tmp_path):
