@@ -27,9 +27,9 @@ ACCUMULATE = None  # passes that make one batch, or None for the profile's
 # tell the laboratory. Every value of ours is computed on this page from stored predictions.
 #
 # How to read our values: mean ± standard deviation over trials says how much training anew matters; the bracket below
-# it is a 95 % bootstrap interval over images and says how much the choice of test images matters. A verdict compares
-# the *direction* of a row against ERM (hover over it). The poster's unseen laboratory is private, so no value of ours
-# can be compared with its value.
+# it is a 95 % bootstrap interval over images (those of one slide, patient or filmed cell together) and says how much
+# the choice of test images matters. A verdict compares the *direction* of a row against ERM (hover over it). The poster's
+# unseen laboratory is private, so no value of ours can be compared with its value.
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -38,6 +38,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
+from wbcrepro.domains.dann import DANNSettings
 from wbcrepro.metrics import wilson_interval
 from wbcrepro.report.domain_claims import class_recall, rarest_class, source_counts
 from wbcrepro.report.domain_evaluate import DomainEvaluator, DomainSpec
@@ -88,15 +89,10 @@ def done_cells(found, *names):
     return [m.id for m in found.find(preset="paper", done=True) if not names or m.method in names]
 
 
-told = []
-
-
 def each_real(show):
+    """The same from the results on real images that came with the repository."""
     for found in real:
         display(show(found, f"{found.benchmark}-{found.profile}-"))
-    if not real:
-        told.append(show)
-        display(Markdown(no_results(session.results) if len(told) == 1 else "*(No real results yet, see above.)*"))
 
 
 banner(ours.synthetic, SYNTHETIC)
@@ -117,10 +113,13 @@ show_table(ours, "table_1")
 # %% [markdown]
 # ### The same on real images
 #
-# What follows was computed on real photographs and travels with the repository: the probabilities of every network are
-# committed, and this page recomputed the table from them.
+# Computed on real photographs: the probabilities of every network travel with the repository, and this page recomputed
+# the table from them. From here on every table and figure is followed by its counterpart on real images, where there is
+# one.
 
 # %% tags=["hide-input"]
+if not real:
+    display(Markdown(no_results(session.results)))
 each_real(lambda found, prefix: show_table(found, "table_1", prefix))
 
 # %% [markdown]
@@ -132,12 +131,34 @@ each_real(lambda found, prefix: show_table(found, "table_1", prefix))
 show_table(ours, "table_2")
 
 # %% tags=["hide-input"]
+schedule = ours.paper["profiles"][PROFILE]["schedule"]
+turns = len(range(0, schedule["steps"], 1 + DANNSettings().d_steps))
+Markdown(
+    f"Rows do not train alike. Of at most {schedule['steps']:,} updates, cross-entropy trains the classifier in all of "
+    f"ERM and in {turns:,} of DANN (the others are its discriminator's); `BoDA+` has its retraining in addition."
+)
+
+# %% tags=["hide-input"]
 each_real(lambda found, prefix: show_table(found, "table_2", prefix))
 
 # %% [markdown]
 # The step from the first table to the second is the domain shift: how much every row loses.
 
 # %% tags=["hide-input"]
+
+
+def step_words(frame):
+    """The smallest loss of a row beside the largest difference between rows, where both were measured."""
+    lines = []
+    for metric, part in frame.groupby("metric", sort=False):
+        unseen = part["ours: unseen"]
+        lines.append(
+            f"- {metric}: from the sources to the unseen laboratory rows change by {part['ours: change'].min():+.1f} "
+            f"to {part['ours: change'].max():+.1f} points here ({part['poster: change'].min():+.0f} to "
+            f"{part['poster: change'].max():+.0f} in the poster); on the unseen laboratory two rows differ by up to "
+            f"{unseen.max() - unseen.min():.1f} points here."
+        )
+    return Markdown("\n".join(lines))
 
 
 def step_down(found, prefix):
@@ -151,10 +172,11 @@ def step_down(found, prefix):
                 lines.append({"row": before.label, "metric": name, "poster: change": float(paper),
                               "ours: sources": 100 * a.ours.mean, "ours: unseen": 100 * b.ours.mean,
                               "ours: change": 100 * (b.ours.mean - a.ours.mean)})  # fmt: skip
-    return show_frame(
+    display(show_frame(
         pd.DataFrame(lines), f"{prefix}step.csv", "From known laboratories to an unseen one, percent (other images and "
         "in part other classes, so no interval is given)", found,
-    )  # fmt: skip
+    ))  # fmt: skip
+    return step_words(pd.DataFrame(lines)) if lines else Html("")
 
 
 step_down(ours, "")
@@ -617,8 +639,8 @@ display(shown)
 # %% [markdown]
 # :::{admonition} Summary
 # :class: tip
-# - The step to an unseen laboratory is larger than any difference between the rows, in the poster as in most of what is
-#   measured here: compare the tables.
+# - What every row loses on the step to an unseen laboratory has to be seen beside what the rows differ by: both are
+#   counted below the tables.
 # - Five trials share one test set. Their spread is no interval for the class with a dozen images; its Wilson
 #   interval is.
 # - What a class that lives in one source gains has to be looked at by itself, with what it costs in precision.

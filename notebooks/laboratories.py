@@ -576,8 +576,9 @@ for name, part in orders.set_index(["separation", "rule"]).groupby("cells", sort
     ten, near = right.loc["ten released steps"], right.loc["near the minimum"]
     lines.append(
         f"- {name}: near the minimum the rule of the dark nucleus is right by AUC in {near['dark nucleus']:.0f} % and "
-        f"the usual rule in {near['red']:.0f} %; after ten steps in {ten['dark nucleus']:.0f} % and {ten['red']:.0f} %. "
-        f"The two AUCs differ by 0.02 or more in {clear['near the minimum']:.0f} % near the minimum and in "
+        f"the usual rule in {near['red']:.0f} %; after ten steps in {ten['dark nucleus']:.0f} % and "
+        f"{ten['red']:.0f} %. The two AUCs differ by 0.02 or more in {clear['near the minimum']:.0f} % near the "
+        "minimum and in "
         f"{clear['ten released steps']:.0f} % after ten steps: elsewhere a rule has little to order."
     )
 Markdown("\n".join(lines) + ("" if photographed_too else f"\n\n{no_results(from_root(RESULTS))}"))

@@ -10,8 +10,8 @@ def border_table(benchmark: Benchmark) -> pd.DataFrame:
     """One line a laboratory (variants included, in the order of `field_sides`), sizes in pixels.
 
     Columns: ``laboratory``; ``images``; ``cell``, the diameter that stands for all its cells; ``field``, the side of
-    the common field; ``side`` and ``smallest``, the median and the smallest of the images' shorter sides; ``repeated``, the
-    number of images that are smaller than the field, whose border `field_crop` repeats.
+    the common field; ``side`` and ``smallest``, the median and the smallest of the images' shorter sides; ``repeated``,
+    the number of images that are smaller than the field, whose border `field_crop` repeats.
 
     :raises DataMissing: as `wbcrepro.data.scale.field_sides`
     """
