@@ -13,7 +13,7 @@ from wbcrepro.report.predictions import from_plan
 
 
 def findings(path, **options):
-    plan = fake_plan()
+    plan = fake_plan(folds=[0, 1, 2])
     predictions = from_plan(plan, fill_store(path, plan, per_class=40, **options))
     return predictions, evaluate_claims(predictions, n=200)
 
@@ -91,12 +91,51 @@ def test_every_claim_has_a_kind_rows_and_a_short_passage():
 
 
 def test_a_verdict_needs_the_interval_and_every_fold():
-    clear = Estimate({0: 0.1, 1: 0.2}, {k: np.linspace(0.05, 0.2, 50) for k in (0, 1)})
-    torn = Estimate({0: 0.3, 1: -0.01}, {k: np.linspace(0.05, 0.2, 50) for k in (0, 1)})
-    assert verdicts.judge(clear) == "supported" and verdicts.judge(torn) == "undecided"
-    slightly = Estimate({0: -0.01}, {0: np.linspace(-0.015, -0.005, 50)})
+    def made(*values, draws=(0.05, 0.2)):
+        return Estimate(dict(enumerate(values)), {k: np.linspace(*draws, 50) for k in range(len(values))})
+
+    assert verdicts.judge(made(0.1, 0.12, 0.14)) == "supported"
+    assert verdicts.judge(made(0.3, 0.2, -0.01)) == "undecided"
+    assert verdicts.judge(made(0.1, 0.12)) == "undecided", "two trainings say little of a third"
+    assert verdicts.judge(made(0.02, 0.1, 0.3)) == "undecided", "0.14 +- 0.36 over trainings"
+    slightly = made(-0.01, -0.011, -0.009, draws=(-0.015, -0.005))
     assert verdicts.judge(slightly) == "contradicted" and verdicts.judge(slightly, margin=0.02) == "supported"
     assert verdicts.judge(None) == "not testable"
+
+
+def test_trial_intervals_are_those_of_student():
+    low, high = verdicts.trial_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
+    assert verdicts.trial_interval([1.0, 1.0]) == (-np.inf, np.inf)
+
+
+def test_among_equals_the_best_is_neither_supported_nor_contradicted():
+    """Six methods of the same skill on the same images, five trials each: a maximum over five rivals is ahead of the
+    sixth nearly always, one fixed rival hardly ever."""
+    rng, verdict = np.random.default_rng(4), []
+    for _ in range(100):
+        images = rng.normal(size=(6, 1)) + rng.normal(size=(6, 400))  # bootstrap replicates around a shared error
+        trials = images.mean(1, keepdims=True) + rng.normal(size=(6, 5))
+        rivals = [trials[0] - other for other in trials[1:]]
+        draws = [images[0] - other for other in images[1:]]
+        verdict.append(verdicts.judge_best(
+            [Estimate(dict(enumerate(t)), dict.fromkeys(range(5), d)) for t, d in zip(rivals, draws, strict=True)]
+        ))  # fmt: skip
+    assert verdict.count("contradicted") <= 5 and verdict.count("supported") <= 5
+
+
+def test_best_needs_every_rival_and_one_fixed_rival_contradicts():
+    def ahead(by, spread=0.01):
+        return Estimate({k: by + spread * (k - 1) for k in range(3)}, dict.fromkeys(range(3), np.full(50, by)))
+
+    assert verdicts.judge_best([ahead(0.2), ahead(0.1)]) == "supported"
+    assert verdicts.judge_best([ahead(0.2), ahead(0.001)]) == "undecided"
+    assert verdicts.judge_best([ahead(0.2), ahead(-0.2)]) == "contradicted"
+    assert verdicts.judge_best([ahead(0.2, 0.04)] * 5) == "supported", "8.7 standard errors: all have to hold anyway"
+    assert verdicts.judge_best([ahead(-0.2, 0.04)] * 5) == "undecided", "one in five may be ahead by luck (t: 9.9)"
+    torn = Estimate({0: 0.2, 1: -0.2, 2: -0.2}, dict.fromkeys(range(3), np.full(50, -0.1)))
+    assert verdicts.judge_best([torn, ahead(0.1)]) == "undecided"
+    assert verdicts.judge_best([]) == "not testable"
 
 
 def test_majority_classes_hold_the_share():

@@ -15,7 +15,7 @@ from wbcrepro.report.page import claims_html, discrepancies_html
 PAPERS = ("sada", "boda")
 
 
-def findings(path, paper="sada", trials=2, **options):
+def findings(path, paper="sada", trials=3, **options):
     plan = fake_domain_plan(paper, trials=trials, more=True)
     counts = options.pop("counts", (60, 50, 40, 40, 40))
     predictions = from_domain_plan(plan, fill_domain_store(path, plan, counts=counts, **options))
@@ -52,10 +52,21 @@ def test_the_papers_effects_are_computed_from_its_tables(better):
     assert gain.paper == pytest.approx((68.6 - 63.2) - (84.4 - 79.6))
 
 
-def test_one_trial_decides_nothing(tmp_path):
-    _, found = findings(tmp_path, trials=1, skills={"erm": 0.3, "sada": 3.0})
+@pytest.mark.parametrize(("trials", "words"), [(1, "one trial decides nothing"), (2, "two trials decide nothing")])
+def test_few_trials_decide_nothing(tmp_path, trials, words):
+    _, found = findings(tmp_path, trials=trials, skills={"erm": 0.3, "sada": 3.0})
     tested = [f for f in found if f.effect is not None]
-    assert tested and {f.verdict for f in tested} == {"undecided"} and all("one trial" in f.note for f in tested)
+    assert tested and {f.verdict for f in tested} == {"undecided"} and all(words in f.note for f in tested)
+
+
+def test_the_closest_rival_is_named_with_an_interval_for_all_rivals(better):
+    predictions, found = better
+    best = of(found, "S1")["SADA against the best other row: F1-macro, Average"]
+    assert "interval corrected for 5 rivals" in best.note and "closest or ahead: " in best.note
+    name = best.note.partition("ahead: ")[2].partition(";")[0]
+    plain = {f.item: f for f in evaluate_domain_claims(predictions, n=200)}.get("SADA - BoDA: F1-macro, Average")
+    assert name in ("CORAL", "Mixup", "SelfReg", "BoDA") and best.effect <= plain.effect
+    assert best.low < best.effect < best.high
 
 
 def test_an_empty_store_makes_every_claim_untestable(tmp_path):

@@ -19,7 +19,7 @@ from wbcrepro.papers import load_paper
 from wbcrepro.report import verdicts
 from wbcrepro.report.ablations import effects_frame, factorial, methods_frame, presets_frame
 from wbcrepro.report.claims import evaluate_claims
-from wbcrepro.report.evaluate import Estimate, Evaluator, Spec, average, highest, scored
+from wbcrepro.report.evaluate import Estimate, Evaluator, Spec, average, scored
 from wbcrepro.report.page import download, table_html
 from wbcrepro.report.predictions import from_plan
 from wbcrepro.report.tables import build_table
@@ -108,7 +108,6 @@ def test_estimates_combine_fold_by_fold():
     two = Estimate({1: 0.4}, {1: np.array([0.7, 0.1])})
     assert one.minus(two).values == {1: pytest.approx(0.3)}
     assert average([one, two]).draws[1] == pytest.approx([0.65, 0.45])
-    assert highest([one, two]).draws[1] == pytest.approx([0.7, 0.8])
     assert one.std == pytest.approx(np.sqrt(0.02)) and two.std is None
     assert two.minus(Estimate({0: 0.1}, {0: np.zeros(2)})) is None
 
@@ -208,10 +207,12 @@ def test_verdict_words_never_promise_too_much():
 @pytest.mark.parametrize(
     ("values", "draws", "paper", "expected"),
     [
-        ({0: 0.1, 1: 0.1}, [0.05, 0.15], 2.0, "same"),
-        ({0: 0.1, 1: 0.1}, [0.05, 0.15], -2.0, "opposite"),
-        ({0: 0.1, 1: 0.1}, [-0.05, 0.15], 2.0, "same, unsure"),
-        ({0: 0.3, 1: -0.1}, [0.05, 0.15], 2.0, "same, unsure"),  # the folds disagree
+        ({0: 0.1, 1: 0.12, 2: 0.11}, [0.05, 0.15], 2.0, "same"),
+        ({0: 0.1, 1: 0.12, 2: 0.11}, [0.05, 0.15], -2.0, "opposite"),
+        ({0: 0.1, 1: 0.12, 2: 0.11}, [-0.05, 0.15], 2.0, "same, unsure"),
+        ({0: 0.3, 1: -0.1, 2: 0.2}, [0.05, 0.15], 2.0, "same, unsure"),  # the folds disagree
+        ({0: 0.1, 1: 0.1}, [0.05, 0.15], 2.0, "same, unsure"),  # two trainings say little of a third
+        ({0: 0.01, 1: 0.1, 2: 0.3}, [0.05, 0.15], 2.0, "same, unsure"),  # 0.137 +- 4.30 * 0.149 / sqrt(3)
         ({0: -0.1}, [-0.3, 0.1], 2.0, "opposite, unsure"),
         ({0: 0.1}, [0.05, 0.15], 0.0, "flat"),
     ],

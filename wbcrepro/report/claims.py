@@ -6,7 +6,7 @@ that were run; see ``verdicts.judge`` for what "supported here" takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -17,8 +17,8 @@ import yaml
 
 from wbcrepro.metrics import wilson_interval
 from wbcrepro.report import verdicts
-from wbcrepro.report.evaluate import Estimate, Evaluator, Spec, average, highest, scored
-from wbcrepro.report.predictions import Predictions
+from wbcrepro.report.evaluate import Estimate, Evaluator, Spec, average, scored
+from wbcrepro.report.predictions import Predictions, Scored
 from wbcrepro.report.tables import reference_rows, row_spec
 
 TABLE = "table_1"
@@ -134,14 +134,33 @@ def _difference(claim: dict, case: Case) -> list[Finding]:
 
 
 def _best(claim: dict, case: Case) -> list[Finding]:
-    """Our row minus the best of all others; the best is chosen anew in every resample, so luck is paid for."""
+    """Our row against each of the others; shown is the difference to the rival that is closest or ahead."""
     row, metric = claim["row"], claim["metric"]
     others = [label for label in case.specs if label != row]
     paper = case.printed(row, metric) - max(case.printed(label, metric) for label in others)
     ours = case.evaluator.estimate(case.specs[row], case.score(metric))
     rivals = [case.evaluator.estimate(case.specs[label], case.score(metric)) for label in others]
-    change = ours.minus(highest(rivals)) if ours and all(rivals) else None
-    return [_finding(claim, f"{row} against the best other row", round(paper, 6), change)]
+    changes = {label: ours.minus(e) for label, e in zip(others, rivals, strict=True)} if ours and all(rivals) else {}
+    return [best_finding(claim, f"{row} against the best other row", round(paper, 6), changes)]
+
+
+def best_finding(
+    claim: dict, item: str, paper: float | None, changes: dict[str, Estimate | None], notes: Iterable[str] = ()
+) -> Finding:
+    """A finding on "better than every rival" from the paired difference to each; see ``verdicts.judge_best``."""
+    found = {label: change for label, change in changes.items() if change is not None}
+    if not found or len(found) < len(changes):
+        words = [*notes] or ["cells missing"]
+        return Finding(claim["id"], item, "points", paper, None, None, None, 0, "not testable", "; ".join(words))
+    rival = min(found, key=lambda label: found[label].mean)
+    shown = found[rival]
+    low, high = shown.interval(verdicts.corrected(len(found)))
+    words = [*notes, f"closest or ahead: {rival}; interval corrected for {len(found)} rivals"]
+    words += [verdicts.too_few(shown)] if verdicts.too_few(shown) else []
+    return Finding(
+        claim["id"], item, "points", paper, 100 * shown.mean, 100 * low, 100 * high, shown.folds,
+        verdicts.judge_best(list(found.values())), "; ".join(words),
+    )  # fmt: skip
 
 
 def _over_members(claim: dict, case: Case) -> list[Finding]:
@@ -182,7 +201,10 @@ def _recall(claim: dict, case: Case) -> list[Finding]:
         hits, size = np.mean([k for k, _ in per_fold]), np.mean([n for _, n in per_fold])
         low, high = (float(v) for v in wilson_interval(hits, size))
         chance = 1 / len(classes)
-        verdict = "supported" if low > chance else "contradicted" if high < chance else "undecided"
+        over_folds = verdicts.trial_interval(k / n for k, n in per_fold)
+        verdict = "undecided"
+        if min(low, over_folds[0]) > chance or max(high, over_folds[1]) < chance:
+            verdict = "supported" if low > chance else "contradicted"
         note = f"{size:.0f} test images; chance {100 * chance:.1f} %"
         if counts is not None:
             note += f"; {counts[code]} training images in the first fold"
@@ -240,29 +262,35 @@ def _image_means(pairs: dict, codes: np.ndarray, evaluator: Evaluator) -> Estima
     return Estimate(values, draws)
 
 
-def prediction_variance(predictions: Predictions, spec: Spec, on: str = "test") -> np.ndarray | None:
-    """Per image: variance over folds of the class probabilities, summed over classes (N,). None below two folds."""
-    found = list(scored(predictions, spec, on).values())
-    if len(found) < 2:
-        return None
-    return np.var([part.probabilities for part in found], axis=0, ddof=1).sum(1)
+def _variances(parts: list[dict[object, Scored]], folds: list) -> tuple[np.ndarray, np.ndarray]:
+    """Per image (N,): variance over folds of the class probabilities, summed over classes; of the first spec, and the
+    mean of that of the others."""
+    found = [np.var([part[f].probabilities for f in folds], axis=0, ddof=1).sum(1) for part in parts]
+    return found[0], np.mean(found[1:], axis=0)
 
 
 def _variance(claim: dict, case: Case) -> list[Finding]:
-    """Variance of one model without views minus that of the ensemble with them; above zero: averaging lowers it."""
+    """Variance of the ensemble with views relative to one model without, minus 1; below zero: averaging lowers it.
+
+    A variance between trainings has no value per training. The pseudo-values of the jackknife over folds stand for them
+    (Tukey, 1958): n times the ratio of all folds minus n - 1 times that without the fold.
+    """
     whole = case.specs[claim["row"]]
     singles = [Spec(whole.method, (b,), whole.preset, "none") for b in whole.backbones]
-    after = prediction_variance(case.predictions, whole)
-    before = [prediction_variance(case.predictions, spec) for spec in singles]
-    if after is None or any(v is None for v in before):
+    parts = [scored(case.predictions, spec) for spec in (whole, *singles)]
+    folds = [fold for fold in parts[0] if all(fold in part for part in parts)]
+    if len(folds) < 2:
         return [_finding(claim, claim["row"], None, None, unit="ratio")]
-    single = np.mean(before, axis=0)
+    after, single = _variances(parts, folds)
     index = np.random.default_rng(case.evaluator.seed).integers(len(after), size=(case.evaluator.n, len(after)))
-    ratio = Estimate(
-        {"all folds": after.mean() / single.mean() - 1}, {"all folds": after[index].mean(1) / single[index].mean(1) - 1}
-    )
-    folds = len(case.predictions.folds(whole.preset))
-    note = f"change of the variance relative to one model without views, over {folds} folds"
+    draws = after[index].mean(1) / single[index].mean(1) - 1
+    change, values = after.mean() / single.mean() - 1, {"all folds": after.mean() / single.mean() - 1}
+    if len(folds) > 2:
+        without = [_variances(parts, [f for f in folds if f != fold]) for fold in folds]
+        ratios = [a.mean() / s.mean() - 1 for a, s in without]
+        values = {f: len(folds) * change - (len(folds) - 1) * r for f, r in zip(folds, ratios, strict=True)}
+    ratio = Estimate(values, dict.fromkeys(values, draws))
+    note = f"change of the variance relative to one model without views, over {len(folds)} folds (jackknife)"
     return [_finding(claim, claim["row"], None, ratio, unit="ratio", sign=-1, note=note)]
 
 

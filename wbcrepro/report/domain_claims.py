@@ -1,8 +1,8 @@
 """Claims of papers about unseen laboratories, evaluated on stored predictions: effect, interval, verdict.
 
 The claims are data (``wbcrepro/papers/<name>.claims.yml``); a paper's own effect is computed from the values that its
-YAML reports. A verdict holds for the laboratories, the network and the trials that were run. One trial decides nothing:
-how far a training done anew would move the effect is then unknown.
+YAML reports. A verdict holds for the laboratories, the network and the trials that were run. One or two trials decide
+nothing: how far a training done anew would move the effect is then unknown.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from wbcrepro import metrics
 from wbcrepro.metrics import wilson_interval
 from wbcrepro.report import verdicts
-from wbcrepro.report.claims import Finding, load_part
+from wbcrepro.report.claims import Finding, best_finding, load_part
 from wbcrepro.report.domain_evaluate import DomainEvaluator, DomainSpec
 from wbcrepro.report.domain_layout import reported_value
 from wbcrepro.report.domain_predictions import DomainPredictions
 from wbcrepro.report.domain_tables import DomainTable, build_domain_table
-from wbcrepro.report.evaluate import Estimate, highest
+from wbcrepro.report.evaluate import Estimate
 from wbcrepro.seeds import derive_seed
 
 METRIC_WORDS = {"micro": "F1-micro", "macro": "F1-macro"}
@@ -78,12 +78,9 @@ def _finding(
         return Finding(claim["id"], item, "points", paper, None, None, None, 0, "not testable", "; ".join(notes))
     low, high = ours.interval()
     turned = Estimate({k: sign * v for k, v in ours.values.items()}, {k: sign * v for k, v in ours.draws.items()})
-    verdict = verdicts.judge(turned)
-    if ours.folds == 1:
-        notes.append("one trial decides nothing")
-        verdict = "undecided"
+    notes += [verdicts.too_few(ours)] if verdicts.too_few(ours) else []
     return Finding(
-        claim["id"], item, "points", paper, 100 * ours.mean, 100 * low, 100 * high, ours.folds, verdict,
+        claim["id"], item, "points", paper, 100 * ours.mean, 100 * low, 100 * high, ours.folds, verdicts.judge(turned),
         "; ".join(notes),
     )  # fmt: skip
 
@@ -127,7 +124,7 @@ def _printed(case: Case, table: str, pair: dict, column: str, metric: str) -> fl
 
 
 def _best(claim: dict, case: Case) -> list[Finding]:
-    """Our row minus the best of the paper's other rows, which is chosen anew in every resample, so luck is paid for."""
+    """Our row against each of the paper's other rows; shown is the difference to the closest, or to the one ahead."""
     table, row, found = claim["table"], claim["row"], []
     reported = case.predictions.paper["tables"][table]["reported"]
     rivals = [label for label in reported if label != row]
@@ -135,28 +132,27 @@ def _best(claim: dict, case: Case) -> list[Finding]:
         for metric in claim["metrics"]:
             printed = [case.printed(table, label, column, metric) for label in rivals]
             top = max((p for p in printed if p is not None), default=None)
-            parts = [case.ours(table, label, column, metric) for label in rivals]
-            ours = case.ours(table, row, column, metric)
-            change = ours.minus(highest(parts)) if ours and all(parts) else None
+            changes = {r: _change(case, table, {"left": row, "right": r}, column, metric) for r in rivals}
             item = f"{row} against the best other row: {METRIC_WORDS[metric]}, {case.where(table, column)}"
-            found.append(_finding(claim, item, _minus(case.printed(table, row, column, metric), top), change))
+            paper = _minus(case.printed(table, row, column, metric), top)
+            notes = ["the paper's own table does not say so"] if paper is not None and paper <= 0 else []
+            found.append(best_finding(claim, item, paper, changes, notes))
     return found
 
 
 def _sweep_best(claim: dict, case: Case) -> list[Finding]:
-    """The paper's choice minus the best other point of the sweep."""
+    """The paper's choice against each other point of the sweep."""
     table, found = claim["table"], []
     points = [r.label for r in case.table(table).rows if r.label.startswith(f"{claim['parameter']} = ")]
     chosen = f"{claim['parameter']} = {claim['value']:g}"
     for metric in claim["metrics"]:
         parts = {p: case.ours(table, p, "Average", metric) for p in points}
-        there = [v for p, v in parts.items() if p != chosen and v is not None]
         missing = [p for p, v in parts.items() if v is None]
-        ours = parts[chosen]
-        change = ours.minus(highest(there)) if ours and there else None
-        note = f"not run: {', '.join(missing)}" if missing and change else ""
+        ours = parts.pop(chosen)
+        changes = {p: ours.minus(v) for p, v in parts.items() if v is not None} if ours else {}
+        notes = [f"not run: {', '.join(missing)}"] if missing and changes else []
         item = f"{chosen} against the best other value: {METRIC_WORDS[metric]}, Average"
-        found.append(_finding(claim, item, None, change, note=note))
+        found.append(best_finding(claim, item, None, changes, notes))
     return found
 
 

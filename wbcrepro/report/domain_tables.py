@@ -295,10 +295,7 @@ def _entry(
     change = evaluator.difference(specs[label], specs[reference], column.laboratories, score) if reference else None
     if base is None or change is None:
         return Entry(paper, None, ours, "not comparable")
-    verdict = verdicts.direction(change, round(paper[0] - base[0], 6))
-    if change.folds == 1 and verdict in ("same", "opposite"):
-        verdict = f"{verdict}, unsure"  # one trial says nothing of what training anew would change
-    return Entry(paper, None, ours, verdict, reference)
+    return Entry(paper, None, ours, verdicts.direction(change, round(paper[0] - base[0], 6)), reference)
 
 
 def _scored(evaluator: DomainEvaluator, specs: dict[str, DomainSpec], column: Column) -> tuple[int, int] | None:

@@ -92,11 +92,6 @@ def average(estimates: Sequence[Estimate]) -> Estimate | None:
     return _combine(estimates, lambda *found: sum(found) / len(found)) if estimates else None
 
 
-def highest(estimates: Sequence[Estimate]) -> Estimate | None:
-    """The largest of several estimates, fold by fold and replicate by replicate."""
-    return _combine(estimates, lambda *found: np.maximum.reduce(found)) if estimates else None
-
-
 def members_of(predictions: Predictions, spec: Spec) -> list[Member]:
     """The planned members that a spec averages, finished or not."""
     return [m for b in spec.backbones for m in predictions.find(preset=spec.preset, method=spec.method, backbone=b)]
