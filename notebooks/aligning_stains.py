@@ -430,8 +430,8 @@ ratio = {name: own / others for name, (own, others) in distances.items()}
 low, high = f"β = {BETAS[0]:g}", f"β = {BETAS[-1]:g}"
 Markdown(
     f"With local alignment at {high} the ratio is {ratio[high]:.2f}, without it {ratio[low]:.2f} (untrained: "
-    f"{ratio['untrained']:.2f}), on {len(held)} cells outside the training and after {STEPS} steps: enough to see the "
-    "loss work, not to judge it."
+    f"{ratio['untrained']:.2f}), on {len(held)} cells outside the training and after {STEPS} steps: "
+    + ("enough to see the loss work, not to judge it." if ratio[high] < ratio[low] else "too little to see it work.")
 )
 
 # %% [markdown]

@@ -128,8 +128,8 @@ Markdown(
     f"Over {len(bounces)} such runs the mean loss on validation, and in the unseen laboratory, is: "
     + "; ".join(f"{name} {middle[(name, 'validation')]:.3f} and {middle[(name, 'unseen')]:.3f}" for name in names)
     + f". In the unseen laboratory the average is the best of the three in {best:.0%} of the runs and the worst in "
-    f"{worst:.0%}. Points on two walls have their mean on the floor between them: not always the luckiest place, but "
-    "one from which a displaced valley is never far up a wall."
+    f"{worst:.0%}. Points on two walls have their mean near the floor between them, and these shares say how often "
+    "that helped where the valley lies elsewhere."
 )
 
 # %% [markdown]
@@ -422,8 +422,8 @@ Markdown(
 # %% [markdown]
 # :::{admonition} Summary
 # :class: tip
-# - Averaging the weights of a run that bounces between the walls of a valley gives a point on its floor, which suffers
-#   less when the valley is displaced.
+# - Averaging the weights of a run that bounces between the walls of a valley gives a point near its floor. How often
+#   that is the better place when the valley is displaced was counted above.
 # - SWAD averages densely between a start (nothing better for $N_s$ checkpoints) and an end (nothing below the threshold
 #   for $N_e$). It chooses both by the *source* validation loss.
 # - The code averages segments, reaches back before the start, and returns the last segment where there is no valley.

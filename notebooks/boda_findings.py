@@ -381,7 +381,7 @@ Markdown("\n".join(f"- {line}." for line in lines))
 # :class: tip
 # - The poster's loss is well defined once it is repaired with the official code's calibration; what was run is not
 #   known.
-# - By its own standard deviations most of its differences to ERM could be chance; the clear ones are losses.
+# - Which of its differences to ERM are larger than its own standard deviations can explain is computed above (D9).
 # - The headline class cannot be aligned by this loss: it has no counterpart in the other source.
 # - The official code adds a penalty that is not on the poster, and its mean is another weight than the poster's
 #   sum. What ran has to be said.

@@ -28,8 +28,8 @@ ACCUMULATE = None  # passes that make one batch, or None for the profile's
 #
 # How to read our values: mean ± standard deviation over trials says how much training anew matters; the bracket below
 # it is a 95 % bootstrap interval over images (those of one slide, patient or filmed cell together) and says how much
-# the choice of test images matters. A verdict compares the *direction* of a row against ERM (hover over it). The poster's
-# unseen laboratory is private, so no value of ours can be compared with its value.
+# the choice of test images matters. A verdict compares the *direction* of a row against ERM (hover over it). The
+# poster's unseen laboratory is private, so no value of ours can be compared with its value.
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt

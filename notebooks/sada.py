@@ -603,9 +603,9 @@ frame_html(
 # %% tags=["hide-input"]
 ways = {name: str(presets[name]["sada"].get("separation", defaults.separation)) for name in presets}
 Markdown(
-    f"`separation` is of another kind than the rest: the text does not say how its factorisation is solved (D12 in the "
-    f"[findings](sada_findings)), so `{ways['paper']}` in preset `paper`, near the minimum, is our choice and nobody's "
-    f"printed word. `{ways['code']}` is what was released."
+    "`separation` is of another kind than the rest: the text does not say how its factorisation is solved (D12 in the "
+    f"[findings](sada_findings)), so `{ways['paper']}` in preset `paper`, near the minimum, is our choice; only "
+    f"`{ways['code']}` in preset `code` is the authors'."
 )
 
 # %% [markdown]

@@ -312,8 +312,8 @@ def beta_words(found):
     return Markdown(
         f"Eq. 5 sums over the places of the last map, Eq. 6 does not. `{settings['backbone']}` at {side} px has "
         f"{h}×{w} places, the paper's network {full_h}×{full_w}. So $\\beta$ = {beta:g} with sums is {weaker:.1f} "
-        f"times weaker beside $L_{{DISC}}$ here than there, as {beta / weaker:.2g} would be in the paper; this holds for "
-        "the sweep of Fig. 7 as well."
+        f"times weaker beside $L_{{DISC}}$ here than there, as {beta / weaker:.2g} would be in the paper; this holds "
+        "for the sweep of Fig. 7 as well."
     )
 
 
