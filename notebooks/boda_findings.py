@@ -293,13 +293,16 @@ Markdown(
 # Each claim is data (`wbcrepro/papers/boda.claims.yml`) and is evaluated on stored predictions. The effect is a paired
 # difference with its bootstrap interval over images; for recalls of single classes the note has Wilson intervals.
 #
-# - **supported here**: the interval and every single trial lie on the claimed side;
-# - **contradicted here**: both lie on the other side;
-# - **undecided here**: anything else, and whatever one trial says;
+# - **supported here**: the interval over images, a t-interval over trials (three at least) and every single trial
+#   lie on the claimed side;
+# - **contradicted here**: all of them lie on the other side;
+# - **undecided here**: anything else, and whatever one or two trials say;
 # - **cannot be tested here**: the class or the cells are not there.
 #
 # *Here* is the data set in the caption. The poster's INT_20 is private, so no claim *about INT_20* is tested by anyone
-# outside. What can be tested is whether the same thing happens in another unseen laboratory.
+# outside. What can be tested is whether the same thing happens in another unseen laboratory. In "better than all"
+# claims our row is judged against each rival, with intervals corrected for their number; shown is the rival that is
+# closest or ahead.
 
 # %% tags=["hide-input"]
 findings = evaluate_domain_claims(ours)

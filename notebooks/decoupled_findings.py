@@ -188,12 +188,15 @@ Markdown(
 # Each claim of the paper is data (`wbcrepro/papers/decoupled.claims.yml`) and is evaluated on stored predictions.
 # The effect is a paired difference with its bootstrap interval.
 #
-# - **supported here**: the interval and every single fold lie on the claimed side;
-# - **contradicted here**: both lie on the other side;
-# - **undecided here**: anything else;
+# - **supported here**: the interval over images, a t-interval over folds (three at least) and every single fold
+#   lie on the claimed side;
+# - **contradicted here**: all of them lie on the other side;
+# - **undecided here**: anything else, and whatever one or two folds say;
 # - **cannot be tested here**: the class or the cells are not there.
 #
 # *Here* is the data set in the caption. No claim about WBCBench is confirmed or refuted by another data set.
+# In "better than all" claims our row is judged against each rival, with intervals corrected for their number; shown is
+# the rival that is closest or ahead.
 
 # %% tags=["hide-input"]
 findings = evaluate_claims(ours)
@@ -293,8 +296,8 @@ out; and if the images come from a patient who is also in the training set, even
 # back with each status, and look at the count.
 # :::
 #
-# **3.** Our verdicts demand that every fold agrees. With $n$ folds and no true effect, how often would all of them
-# fall on the claimed side by chance, if they were independent? Are they?
+# **3.** Our verdicts demand, among other things, that every fold agrees. With $n$ folds and no true effect, how often
+# would all of them fall on the claimed side by chance, if they were independent? Are they?
 #
 # :::{admonition} Solution
 # :class: dropdown

@@ -274,13 +274,15 @@ frame_html(
 # Each claim of the paper is data (`wbcrepro/papers/sada.claims.yml`) and is evaluated on stored predictions. The effect
 # is a paired difference with its bootstrap interval over images of the unseen laboratory.
 #
-# - **supported here**: the interval and every single trial lie on the claimed side;
-# - **contradicted here**: both lie on the other side;
-# - **undecided here**: anything else, and everything that rests on one trial, however far from zero;
+# - **supported here**: the interval over images, a t-interval over trials (three at least) and every single trial
+#   lie on the claimed side;
+# - **contradicted here**: all of them lie on the other side;
+# - **undecided here**: anything else, and everything that rests on one or two trials, however far from zero;
 # - **cannot be tested here**: the laboratory or the cells are not there.
 #
-# *Here* is the data in the caption. In "best of all" claims the best other row is chosen anew in every resample, so
-# that its luck is paid for.
+# *Here* is the data in the caption. In "better than all" claims our row is judged against each rival, with intervals
+# corrected for their number; shown is the rival that is closest or ahead. Where the stand-in of Table II is one of
+# Table I too, S1 and S5 rest on the same predictions there.
 
 # %% tags=["hide-input"]
 findings = evaluate_domain_claims(ours)
