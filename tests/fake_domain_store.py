@@ -18,8 +18,8 @@ def fake_domain_plan(paper="sada", profile="demo", classes=FIVE, *, more=False, 
     document = load_paper(paper)
     settings, cells = profile_of(document, profile), []
     benchmark = settings["benchmark"]
-    for preset, methods in settings["presets"].items():
-        for method in [*methods, *(settings["more"].get(preset, ()) if more else ())]:
+    for preset in dict.fromkeys([*settings["presets"], *(settings["more"] if more else ())]):
+        for method in [*settings["presets"].get(preset, ()), *(settings["more"].get(preset, ()) if more else ())]:
             entry = document["methods"][method]
             for laboratory in held_out or settings["held_out"]:
                 for trial in range(trials or settings["trials"]):

@@ -23,6 +23,7 @@ from wbcrepro.report.domain_frames import (
 from wbcrepro.report.domain_page import domain_table_html, domain_table_text
 from wbcrepro.report.domain_predictions import from_domain_plan
 from wbcrepro.report.domain_tables import build_domain_table
+from wbcrepro.report.tables import ranked
 
 
 def made(path, plan=None, **options):
@@ -72,16 +73,16 @@ def test_a_tiny_table_equals_the_one_computed_by_hand(tmp_path):
 
 # Both trials share the resample: n0 and n1 draws of the two wrong images, each binomial (4, 1/4); the mean over trials
 # is 1 - (2 n0 + n1) / 16, of which the 2.5 % and 97.5 % quantiles are 56.25 and 100 (2 n0 + n1 is 7 or less with
-# probability 0.983, 6 or less with 0.953, and 0 with 0.100).
+# probability 0.983, 6 or less with 0.953, and 0 with 0.100). All other rows share the best value: no rank is given.
 HAND = """\
 row,column,laboratory,metric,set,preset,selection,rows,classes,without_lone,images,classes_averaged,\
 paper_mean,paper_std,mean,std,low,high,trials,rank,verdict,reference,missing_cells
 ERM,Acevedo-20,mgg,micro,test,paper,swad,all,target,False,8,2,\
-70.00,5.00,81.25,8.84,56.25,100.00,2,second,other data: value not comparable,,0
+70.00,5.00,81.25,8.84,56.25,100.00,2,,other data: value not comparable,,0
 ERM,LDWBC,,micro,test,paper,swad,all,target,False,0,0,83.80,0.40,,,,,0,,not run,,0
 ERM,Raabin-WBC,,micro,test,paper,swad,all,target,False,0,0,86.90,0.50,,,,,0,,not run,,0
 ERM,Zheng-18,rapid,micro,test,paper,swad,all,target,False,8,2,\
-77.80,1.00,81.25,8.84,56.25,100.00,2,second,other data: value not comparable,,0
+77.80,1.00,81.25,8.84,56.25,100.00,2,,other data: value not comparable,,0
 """
 
 
@@ -183,8 +184,8 @@ def test_one_trial_is_never_sure_of_a_direction(tmp_path):
     assert entry.ours.folds == 1 and entry.verdict == "same, unsure"
 
 
-def test_presets_and_selections_are_separate(filled):
-    _, predictions = filled
+def test_presets_and_selections_are_separate(tmp_path):
+    _, predictions = made(tmp_path, fake_domain_plan(more=True))
     table = build_domain_table(predictions, preset="code")
     rows = {r.label: r for r in table.rows}
     assert rows["SADA"].entries["Average", "micro"].ours is not None
@@ -393,3 +394,41 @@ def test_only_known_selections_are_exported(filled, tmp_path):
         assert {name.rpartition("/")[2] for name in file.files} == {"swad"}, "an ablation keeps its table's selection"
     folder = results.export_results(filled[1], tmp_path, views=["swad"])
     assert results.check_results(folder) == [] and not list(folder.glob("*-last-*.csv"))
+
+
+def test_captions_say_what_the_numbers_do_not_show(tmp_path, filled):
+    """Class C of both laboratories comes from one slide, class A from its forty cells."""
+    plan = fake_domain_plan(trials=1)
+    store = fill_domain_store(tmp_path, plan, counts=(40, 12, 9, 12, 12))
+    for cell in plan.cells:
+        path = store.folder(cell.id) / "predictions.npz"
+        arrays = dict(np.load(path))
+        slides = {1: "slide 1", 2: "slide 1"}
+        arrays["test_groups"] = np.array([slides.get(int(code), "") for code in arrays["test_labels"]])
+        np.savez(path, **arrays)
+    table = build_domain_table(from_domain_plan(plan, store), evaluator=None)
+    assert table.few == {lab: {"lymphocyte": (12, 1)} for lab in ("mgg", "rapid")}, "nine images are not many"
+    assert "in rapid class lymphocyte comes from 1 slide(s) or group(s) (12 images)" in table.caption()
+    assert "too narrow" not in build_domain_table(filled[1]).caption()
+    assert "drawn together where they are known" in build_domain_table(filled[1]).caption()
+    boda = from_domain_plan(fake_domain_plan("boda"), fill_domain_store(tmp_path / "b", fake_domain_plan("boda")))
+    chosen = [build_domain_table(boda, name).caption() for name in ("table_1", "table_2")]
+    assert ["also chose the weights" in words for words in chosen] == [True, False]
+    assert "also chose" not in build_domain_table(boda, "table_1", selection="last").caption()
+
+
+def test_an_external_column_needs_a_laboratory_and_says_when_it_is_no_new_result(filled, tmp_path):
+    words = build_domain_table(filled[1], "table_2").caption()
+    assert words.endswith("Profiles that fill this table: tiny, demo, mini."), "nothing stands in in profile paper"
+    assert "no further result: it scores the same cells as the column Zheng-18 of 'Leave one laboratory out" in words
+    assert "no further result" not in build_domain_table(filled[1]).caption()
+    plan = fake_domain_plan("boda")
+    boda = from_domain_plan(plan, fill_domain_store(tmp_path, plan))
+    assert "no further result" not in build_domain_table(boda, "table_2").caption()
+    assert "tiny, demo, mini, paper." in build_domain_table(boda, "table_2").caption()
+
+
+def test_a_rank_that_more_than_two_share_is_not_given():
+    assert ranked({"a": 3.0, "b": 3.0, "c": 2.0}) == {"a": "best", "b": "best", "c": "second"}
+    assert ranked({"a": 3.0, "b": 2.0, "c": 2.0, "d": 2.0}) == {"a": "best"}
+    assert ranked({"a": 3.0, "b": 3.0, "c": 3.0, "d": 2.0}) == {}

@@ -17,7 +17,7 @@ from wbcrepro.metrics import wilson_interval
 from wbcrepro.report import verdicts
 from wbcrepro.report.claims import Finding, best_finding, load_part
 from wbcrepro.report.domain_evaluate import DomainEvaluator, DomainSpec
-from wbcrepro.report.domain_layout import reported_value
+from wbcrepro.report.domain_layout import reported_value, same_cells
 from wbcrepro.report.domain_predictions import DomainPredictions
 from wbcrepro.report.domain_tables import DomainTable, build_domain_table
 from wbcrepro.report.evaluate import Estimate
@@ -50,10 +50,21 @@ class Case:
         found = reported_value(self.predictions.paper["tables"][table], {"label": row}, column, metric)
         return None if found is None else found[0]
 
+    def counted(self, table: str, column: str) -> str:
+        """Why a column is no further evidence: it scores cells that another table judges already. Empty if it is."""
+        definition = self.predictions.paper["tables"][table]
+        ours = next(c for c in self.table(table).columns if c.label == column)
+        same = same_cells(self.predictions, definition, ours, self.preset)
+        return f"ours is the column {same[1]} of {same[0]!r}; one result is not counted twice" if same else ""
+
     def where(self, table: str, column: str) -> str:
         """The column in words: its label, and the laboratory that stands for it where it is another."""
         ours = next(c for c in self.table(table).columns if c.label == column).ours
         return column if column in ("Average", "Sources") else f"{column} ({ours})"
+
+
+def _skipped(claim: dict, item: str, paper: float | None, why: str) -> Finding:
+    return Finding(claim["id"], item, "points", paper, None, None, None, 0, "not testable", why)
 
 
 def evaluate_domain_claims(
@@ -110,6 +121,9 @@ def _difference(claim: dict, case: Case) -> list[Finding]:
                     paper = _minus(paper, _printed(case, table, pair, column, other))
                     words = f"gain in {METRIC_WORDS[metric]} minus gain in {METRIC_WORDS[other]}, {column}"
                 item = f"{pair['left']} - {pair['right']}: {words}"
+                if case.counted(table, column):
+                    found.append(_skipped(claim, item, paper, case.counted(table, column)))
+                    continue
                 found.append(_finding(claim, item, paper, change, sign=claim.get("sign", 1)))
     return found
 
@@ -135,6 +149,9 @@ def _best(claim: dict, case: Case) -> list[Finding]:
             changes = {r: _change(case, table, {"left": row, "right": r}, column, metric) for r in rivals}
             item = f"{row} against the best other row: {METRIC_WORDS[metric]}, {case.where(table, column)}"
             paper = _minus(case.printed(table, row, column, metric), top)
+            if case.counted(table, column):
+                found.append(_skipped(claim, item, paper, case.counted(table, column)))
+                continue
             notes = ["the paper's own table does not say so"] if paper is not None and paper <= 0 else []
             found.append(best_finding(claim, item, paper, changes, notes))
     return found

@@ -87,9 +87,22 @@ def profiles_with(paper: dict, definition: dict, preset: str, method: str) -> di
 def profiles_holding_out(paper: dict, definition: dict, column: str) -> list[str]:
     """The profiles of a table in which a laboratory of ours stands for one of the paper's columns."""
     if definition["kind"] == "external":
-        return [name for name in definition["profiles"] if name in definition.get("substitutes", {})]
+        stand_ins = definition.get("substitutes", {})
+        return [n for n in definition["profiles"] if stand_ins.get(n) in paper["profiles"][n]["held_out"]]
     profiles = {name: paper["profiles"][name] for name in definition["profiles"]}
     return [name for name, p in profiles.items() if p.get("columns", {}).get(column) in p["held_out"]]
+
+
+def same_cells(predictions: DomainPredictions, definition: dict, column: Column, preset: str) -> tuple[str, str] | None:
+    """Title and column of the table of laboratories that scores the same cells as an ``external`` column; or None."""
+    if definition["kind"] != "external" or not column.laboratories:
+        return None
+    for other in predictions.paper["tables"].values():
+        if other.get("kind") == "lodo" and other["selection"] == definition["selection"]:
+            for there in columns_of(predictions, other, preset):
+                if there.label != "Average" and there.laboratories == column.laboratories:
+                    return other["title"], there.label
+    return None
 
 
 def reported_value(definition: dict, line: dict, column: str, metric: str) -> tuple[float, float | None] | None:

@@ -11,9 +11,9 @@ import pandas as pd
 
 from wbcrepro.errors import UsageError
 from wbcrepro.report import verdicts
+from wbcrepro.report.domain_captions import caption, few_groups
 from wbcrepro.report.domain_evaluate import CLASSES, ROWS, DomainEvaluator, DomainSpec
 from wbcrepro.report.domain_layout import (
-    PRIVATE,
     Column,
     columns_of,
     definition_of,
@@ -23,14 +23,9 @@ from wbcrepro.report.domain_layout import (
     rows_of,
 )
 from wbcrepro.report.domain_predictions import SELECTIONS, DomainPredictions
-from wbcrepro.report.tables import Entry, entry_json, hole_words, sentence
+from wbcrepro.report.tables import Entry, entry_json, hole_words, ranked
 
 SCHEMA = 1
-SELECTION_WORDS = {
-    "swad": "weights averaged by SWAD",
-    "last": "weights of the last step",
-    "best": "weights with the best accuracy on the sources' validation rows",
-}
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,8 @@ class DomainTable:
     bootstrap: int
     scored: dict[str, tuple[int, int]]
     """``{column: (images scored in the first trial, classes averaged over)}``; a column without values is left out."""
+    few: dict[str, dict[str, tuple[int, int]]]
+    """``{laboratory: {class: (images, groups)}}`` of classes whose many images come from few slides."""
 
     @property
     def on(self) -> str:
@@ -85,13 +82,14 @@ class DomainTable:
         return any(entry.ours is not None for row in self.rows for entry in row.entries.values())
 
     def ranks(self, paper: bool = False) -> dict[tuple[str, str, str], str]:
-        """``{(row, column, metric): "best"|"second"}`` at the printed precision, of ours or of the paper's values."""
+        """``{(row, column, metric): "best"|"second"}`` at the printed precision, of ours or of the paper's values.
+
+        Two may share a rank. A rank that more than two share says nothing and is not given, nor any below it.
+        """
         found: dict[tuple[str, str, str], str] = {}
         for key in [(c.label, m) for c in self.columns for m in self.metrics]:
             shown = {row.label: value for row in self.rows if (value := _shown(row.entries[key], paper)) is not None}
-            order = sorted(set(shown.values()), reverse=True)[:2]
-            if len(shown) > 1:
-                found |= {(r, *key): "best" if v == order[0] else "second" for r, v in shown.items() if v in order}
+            found |= {(row, *key): rank for row, rank in ranked(shown).items()} if len(shown) > 1 else {}
         return found
 
     def holes(self) -> list[tuple[str, str]]:
@@ -109,31 +107,9 @@ class DomainTable:
             found.append((f"no laboratory of this profile stands for {column}, {words}", command))
         return found
 
-    def filled_by(self) -> str:
-        """Which profiles run the rows of this table under its preset: all of them, or some."""
-        paper = self.predictions.paper
-        definition = paper["tables"][self.name]
-        runs = [set(profiles_with(paper, definition, self.preset, row.spec.method)) for row in self.rows]
-        everything, something = set.intersection(*runs), set.union(*runs)
-        whole = [name for name in definition["profiles"] if name in everything]
-        part = [name for name in definition["profiles"] if name in something - everything]
-        some = f" (some rows: {', '.join(part)})" if part else ""
-        return f"Profiles that fill this table: {', '.join(whole) or 'none'}{some}."
-
     def caption(self) -> str:
         """What the numbers are, in sentences."""
-        p, spec = self.predictions, self.spec
-        where = "validation rows of the source laboratories" if spec.on == "val" else ROWS[spec.rows]
-        counts = ", ".join(f"{c}: {images} images, {n} classes" for c, (images, n) in self.scored.items())
-        lone = " Classes of which a laboratory has one image are left out." * spec.without_lone
-        trials = f"{self.trials} trial{'s' * (self.trials != 1)}"
-        return (
-            f"{self.title}, preset {spec.preset!r}, profile {p.profile!r} on {p.benchmark}, "
-            f"network {', '.join(p.networks())}, {SELECTION_WORDS[spec.selection]}. {sentence(p.caption)} "
-            f"Scored on {where}; macro-F1 over {CLASSES[spec.classes]}{f' ({counts})' if counts else ''}.{lone} "
-            f"{_substitution(self)}Ours: mean ± standard deviation over trials ({trials} planned), in brackets "
-            f"the 95 % bootstrap interval over images ({self.bootstrap} resamples within classes). {self.filled_by()}"
-        )
+        return caption(self)
 
     def frame(self) -> pd.DataFrame:
         """One line per row, column and metric (the CSV); percent."""
@@ -194,18 +170,6 @@ def _shown(entry: Entry, paper: bool) -> float | None:
     return round(100 * entry.ours.mean, 1) if entry.ours else None
 
 
-def _substitution(table: DomainTable) -> str:
-    words = [
-        f"{c.label} is private: ours is measured on {c.laboratories[0]} instead. "
-        for c in table.columns
-        if c.label in PRIVATE and c.laboratories
-    ]
-    average = next((c.laboratories for c in table.columns if c.label == "Average"), ())
-    if average:
-        words.append(f"Our average is over {', '.join(average)}, the paper's over its own laboratories. ")
-    return "".join(words)
-
-
 def build_domain_table(
     predictions: DomainPredictions, name: str = "table_1", *, preset: str = "paper", on: str | None = None,
     selection: str | None = None, rows: str | None = None, classes: str | None = None, without_lone: bool = False,
@@ -236,6 +200,7 @@ def build_domain_table(
     return DomainTable(
         name, definition["title"], definition["kind"], definition["metrics"], columns, built, shared, predictions,
         evaluator.n, {label: counts for label, counts in scored.items() if counts},
+        few_groups(evaluator, specs, columns),
     )  # fmt: skip
 
 

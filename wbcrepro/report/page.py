@@ -15,7 +15,7 @@ import pandas as pd
 from wbcrepro.report import verdicts
 from wbcrepro.report.claims import Finding, findings_frame, load_part
 from wbcrepro.report.predictions import Predictions
-from wbcrepro.report.tables import Entry, Row, Table, sentence
+from wbcrepro.report.tables import Entry, Row, Table, ranked, sentence
 
 
 class Html(str):
@@ -168,8 +168,7 @@ def _paper_ranks(table: Table) -> dict[tuple[str, str], str]:
     found = {}
     for metric in table.metrics:
         shown = {r.label: r.entries[metric].paper[0] for r in table.rows if r.entries[metric].paper}
-        order = sorted(set(shown.values()), reverse=True)[:2]
-        found |= {(k, metric): "best" if v == order[0] else "second" for k, v in shown.items() if v in order}
+        found |= {(label, metric): rank for label, rank in ranked(shown).items()}
     return found
 
 

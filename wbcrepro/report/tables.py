@@ -24,6 +24,18 @@ SET_WORDS = {
 }
 
 
+def ranked(shown: dict[str, float]) -> dict[str, str]:
+    """``{row: "best"|"second"}`` of the two highest values. Two rows may share a rank, as in the papers; one that more
+    than two share says nothing and is not given, nor any below it."""
+    found: dict[str, str] = {}
+    for rank, value in zip(("best", "second"), sorted(set(shown.values()), reverse=True), strict=False):
+        rows = [row for row, v in shown.items() if v == value]
+        if len(rows) > 2:
+            break
+        found |= dict.fromkeys(rows, rank)
+    return found
+
+
 @dataclass(frozen=True)
 class Entry:
     """One value: what was reported, what we got (percent), and the verdict (a key of ``verdicts.VALUES``)."""
@@ -105,10 +117,7 @@ class Table:
             shown = {
                 r.label: round(100 * e.ours.mean, 1) for r in self.rows if (e := r.entries[metric]).ours is not None
             }
-            order = sorted(set(shown.values()), reverse=True)
-            for label, value in shown.items():
-                if value in order[:2]:
-                    found[label, metric] = "best" if value == order[0] else "second"
+            found |= {(label, metric): rank for label, rank in ranked(shown).items()}
         return found
 
     def filled_by(self) -> str:
