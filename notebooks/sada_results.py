@@ -270,8 +270,8 @@ def table_2(found, prefix=""):
     if stand_in not in found.held_out(preset="paper"):
         return Html("")
     return Markdown(
-        f"`{stand_in}` is held out in a column of Table I as well: these are the same cells, scored once more, so claims "
-        "on the two tables (S1 and S5) are not independent of each other."
+        f"`{stand_in}` is held out in a column of Table I as well: these are the same cells, scored once more, so "
+        "claims on the two tables (S1 and S5) are not independent of each other."
     )
 
 
