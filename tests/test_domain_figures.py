@@ -121,3 +121,12 @@ def test_saliency_maps_stand_beside_their_cell_and_wrong_predictions_are_marked(
     assert [a.get_title() for a in grid[0]] == ["image", "ERM", "SADA"] and grid[1, 0].get_ylabel() == "B"
     assert grid[1, 1].get_xlabel() == "✗ A" and grid[1, 2].get_xlabel() == "B"
     assert domain_figures.gradcam_figure(images, {"ERM": heat}, ("A", "B")).axes[1].get_xlabel() == ""
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_a_method_with_one_trial_has_hollow_markers(tmp_path, trials):
+    plan = fake_domain_plan(trials=trials)
+    table = build_domain_table(from_domain_plan(plan, fill_domain_store(tmp_path, plan)))
+    axis = domain_figures.laboratory_scores_figure(table).axes[0]
+    faces = {line.get_markerfacecolor() for line in axis.lines if line.get_marker() in domain_figures.MARKERS}
+    assert (faces == {"white"}) == (trials == 1) and ("white" in faces) == (trials == 1)

@@ -72,6 +72,14 @@ def test_effects_fill_only_what_excludes_zero():
     assert lines[1].get_markerfacecolor() == "white"
 
 
+def test_one_training_is_hollow_whatever_its_interval():
+    frame = pd.DataFrame({"step": ["x", "y"], "change": 1.0, "low": 0.5, "high": 2.0, "trials": [1, 3]})
+    axis = figures.effects_figure(frame).axes[0]
+    lines = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [line.get_ydata().tolist() for line in lines] == [[1], [0]] and lines[1].get_markerfacecolor() == "white"
+    assert "more than one training" in axis.get_xlabel()
+
+
 def test_saved_figures_are_opaque():
     figure = figures.reliability_figure({"a": (np.array([0, 1]), np.array([[0.8, 0.2], [0.3, 0.7]]))})
     buffer = io.BytesIO()

@@ -6,6 +6,7 @@ import json
 import shlex
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_store import fake_plan, fill_store
 
@@ -20,7 +21,7 @@ from wbcrepro.report import verdicts
 from wbcrepro.report.ablations import effects_frame, factorial, methods_frame, presets_frame
 from wbcrepro.report.claims import evaluate_claims
 from wbcrepro.report.evaluate import Estimate, Evaluator, Spec, average, scored
-from wbcrepro.report.page import download, table_html
+from wbcrepro.report.page import download, frame_html, table_html
 from wbcrepro.report.predictions import from_plan
 from wbcrepro.report.tables import build_table
 from wbcrepro.report.text import table_text
@@ -281,3 +282,9 @@ def test_methods_and_presets_are_compared_on_what_both_have(filled):
     assert np.isnan(methods["ΔMF1"][0]) and methods["ΔMF1 low"][1] > 0
     presets = presets_frame(evaluator, names)
     assert presets["folds"].tolist() == [1] * 6, "preset code runs one fold, so only that fold is compared"
+
+
+def test_a_class_without_images_is_a_dash_and_a_missing_value_a_hole():
+    frame = pd.DataFrame({"class": ["A", "B"], "images scored": [4, 0], "recall": [np.nan, np.nan]})
+    html = frame_html(frame, "a.csv")
+    assert html.count("wbc-hole") == 1 and "<td>0</td><td>–</td>" in html

@@ -51,3 +51,22 @@ def test_map_keeps_far_groups_apart_and_is_the_same_again(made_up):
     nearest = ((points[:, None] - centres) ** 2).sum(2).argmin(1)
     assert (np.array(list("abc"))[nearest] == made_up["domains"]).mean() > 0.9
     assert project(np.random.default_rng(0).normal(size=(9, 3))).shape == (9, 2)
+
+
+def test_a_slide_known_by_heart_earns_nothing():
+    """Sixty slides of five images each look alike within a slide and say nothing of the class of another slide."""
+    rng = np.random.default_rng(2)
+    slides = np.repeat(np.arange(60), 5)
+    z = rng.normal(size=(60, 80))[slides] + rng.normal(0, 0.01, (300, 80))
+    labels = rng.integers(2, size=60)[slides]
+    names = np.array([f"slide {s}" for s in slides])
+    assert probe(z, labels).mean() > 0.95
+    assert probe(z, labels, groups=names).mean() == pytest.approx(0.5, abs=0.15)
+    none = np.full(300, "")
+    assert np.array_equal(probe(z, labels, groups=none), probe(z, labels))
+    half = np.where(slides < 30, names, "")
+    seen = probe(z, labels, groups=half)
+    assert seen[slides >= 30].mean() > 0.9 > 0.7 > seen[slides < 30].mean(), "an empty name is no common group"
+    arrays = {"features": z, "domains": labels.astype(str), "labels": labels}
+    by_image, by_slide = (probe_frame({"a": a})["class"][0] for a in (arrays, arrays | {"groups": names}))
+    assert by_image > 95 and by_slide < 70

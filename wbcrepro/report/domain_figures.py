@@ -57,7 +57,8 @@ def laboratories_figure(counts: Mapping[str, np.ndarray], classes: Sequence[str]
 
 
 def laboratory_scores_figure(table: DomainTable, metric: str = "macro", title: str = "") -> Figure:
-    """Scores of every method per held-out laboratory with their intervals; small ticks are single trials."""
+    """Scores of every method per held-out laboratory with their intervals; small ticks are single trials, a hollow
+    marker is a method with one trial only."""
     columns = [c for c in table.columns if c.laboratories]
     rows = [r for r in table.rows if any(r.entries[c.label, metric].ours for c in columns)]
     figure, axis = plt.subplots(figsize=(WIDTH, max(2.4, 0.17 * len(columns) * (len(rows) + 1.5) + 0.9)))
@@ -73,7 +74,10 @@ def laboratory_scores_figure(table: DomainTable, metric: str = "macro", title: s
             trials = [100 * v for v in ours.values.values()]
             if len(trials) > 1:
                 axis.plot(trials, [place + offset] * len(trials), "|", color=colour, markersize=5)
-            axis.plot(100 * ours.mean, place + offset, marker, color=colour, markersize=5, label=label)
+            fill = colour if len(trials) > 1 else "white"  # one trial: nothing is known of a second training
+            axis.plot(
+                100 * ours.mean, place + offset, marker, color=colour, markersize=5, markerfacecolor=fill, label=label
+            )
             label = None
     for place in range(len(columns) - 1):
         axis.axhline(place + 0.5, color="#cccccc", linewidth=0.8)
@@ -84,7 +88,10 @@ def laboratory_scores_figure(table: DomainTable, metric: str = "macro", title: s
     axis.tick_params(axis="y", length=0)
     axis.yaxis.grid(False)
     axis.invert_yaxis()
-    axis.set(xlabel=f"{METRIC_WORDS.get(metric, metric)}, percent (95 % interval; ticks: trials)", title=title)
+    axis.set(
+        xlabel=f"{METRIC_WORDS.get(metric, metric)}, percent (95 % interval; ticks: trials; hollow: one trial)",
+        title=title,
+    )
     axis.set_ylabel("held-out laboratory")
     figure.legend(loc="outside upper center", ncols=min(len(rows), 7), handletextpad=0.2, columnspacing=1.0)
     return figure

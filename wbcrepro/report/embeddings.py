@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.model_selection import KFold
+from sklearn.model_selection import GroupKFold, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -26,14 +26,24 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(z)
 
 
-def probe(features: np.ndarray, targets: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
+def probe(
+    features: np.ndarray, targets: np.ndarray, folds: int = 5, seed: int = 0, *, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Which of N images a linear probe gets right, bool (N,), each predicted by a probe that did not see it.
 
-    Logistic regression on standardised features (N, D), cross-validated by image; ``targets`` (N,) of any type.
+    Logistic regression on standardised features (N, D), cross-validated by image, or by ``groups`` (N,) text: images of
+    one slide, patient or filmed cell are then all seen or all unseen (an empty name is a group of its own), so a slide
+    known by heart earns nothing. ``targets`` (N,) of any type. ValueError where all images share one group.
     """
     z, y = np.asarray(features, np.float64), np.asarray(targets)
     right = np.zeros(len(y), bool)
-    for train, test in KFold(min(folds, len(y)), shuffle=True, random_state=seed).split(z):
+    splits = KFold(min(folds, len(y)), shuffle=True, random_state=seed).split(z)
+    if groups is not None and (np.asarray(groups, str) != "").any():
+        names = np.asarray(groups, str)
+        units = np.unique(np.where(names == "", np.char.add("\0", np.arange(len(y)).astype(str)), names),
+                          return_inverse=True)[1]  # fmt: skip
+        splits = GroupKFold(min(folds, units.max() + 1)).split(z, groups=units)
+    for train, test in splits:
         if len(np.unique(y[train])) == 1:
             right[test] = y[test] == y[train][0]
             continue
@@ -45,7 +55,8 @@ def probe(features: np.ndarray, targets: np.ndarray, folds: int = 5, seed: int =
 def probe_frame(embeddings: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
     """How well laboratory and class can be told from features, percent with 95 % Wilson intervals; a row each.
 
-    ``embeddings``: ``{name: arrays features (N, D), domains (N,), labels (N,)}``. "laboratory from the class" is what
+    ``embeddings``: ``{name: arrays features (N, D), domains (N,), labels (N,)}``, and ``groups`` (N,) where they are
+    known, which keep images of one slide on one side of each split (see `probe`). "laboratory from the class" is what
     a probe knows of the laboratory that sees nothing but the true class: class frequencies differ between laboratories,
     so features may know as much without holding anything but the class.
     """
@@ -53,11 +64,12 @@ def probe_frame(embeddings: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFr
     for name, arrays in embeddings.items():
         domains, labels = np.asarray(arrays["domains"]), np.asarray(arrays["labels"])
         line: dict[str, object] = {"features": name, "images": len(labels)}
+        groups = arrays["groups"] if "groups" in arrays else None
         known = np.eye(int(labels.max()) + 1)[labels]
         for words, right in (
-            ("laboratory", probe(arrays["features"], domains)),
-            ("class", probe(arrays["features"], labels)),
-            ("laboratory from the class", probe(known, domains)),
+            ("laboratory", probe(arrays["features"], domains, groups=groups)),
+            ("class", probe(arrays["features"], labels, groups=groups)),
+            ("laboratory from the class", probe(known, domains, groups=groups)),
         ):
             low, high = (100 * float(v) for v in wilson_interval(right.sum(), len(right)))
             line |= {words: 100 * float(right.mean()), f"{words}, low": low, f"{words}, high": high}

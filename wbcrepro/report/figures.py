@@ -152,15 +152,23 @@ def reliability_figure(models: dict[str, tuple[np.ndarray, np.ndarray]], bins: i
 
 
 def effects_figure(frame, label: str = "step", title: str = "", unit: str = "points") -> Figure:
-    """Forest plot of paired differences: columns ``label``, change, low, high; the line at zero is "no effect"."""
+    """Forest plot of paired differences: columns ``label``, change, low, high; the line at zero is "no effect".
+
+    Filled markers have an interval that leaves zero out. With a column ``trials`` or ``folds`` those of a single
+    training are hollow all the same: their interval knows nothing of what training anew would change.
+    """
     figure, axis = plt.subplots(figsize=(WIDTH, 0.32 * len(frame) + 1.0))
     y = np.arange(len(frame))
     sure = ((frame["low"] > 0) | (frame["high"] < 0)).to_numpy()
+    count = next((frame[name] for name in ("trials", "folds") if name in frame), None)
+    words = "filled: zero outside"
+    if count is not None and (count == 1).any():
+        sure, words = sure & (count > 1).to_numpy(), "filled: zero outside, more than one training"
     for chosen, colour, fill in ((sure, PALETTE[0], PALETTE[0]), (~sure, "#777777", "white")):
         axis.hlines(y[chosen], frame["low"][chosen], frame["high"][chosen], color=colour, linewidth=1.6)
         axis.plot(frame["change"][chosen], y[chosen], "o", color=colour, markerfacecolor=fill, markersize=6)
     axis.axvline(0, color="#222222", linewidth=0.9)
     axis.set_yticks(y, frame[label])
     axis.invert_yaxis()
-    axis.set(xlabel=f"difference in {unit}, 95 % interval (filled: zero outside)", title=title)
+    axis.set(xlabel=f"difference in {unit}, 95 % interval ({words})", title=title)
     return figure

@@ -118,7 +118,7 @@ def claims_html(predictions: Predictions, findings: list[Finding], name: str) ->
         digits = 2 if f.unit == "ratio" else 1
         sign = "" if f.unit == "percent" else "+"
         paper = "–" if f.paper is None else f"{f.paper:{sign}.{digits}f}{unit}"
-        ours = '<span class="wbc-hole">–</span>'
+        ours = '<span class="wbc-hole">–</span>' if "missing" in f.note else "–"
         if f.effect is not None:
             ours = f"{f.effect:{sign}.{digits}f}{unit}<br><small>[{f.low:.{digits}f}, {f.high:.{digits}f}]</small>"
         body += (
@@ -227,12 +227,13 @@ def frame_html(
 ) -> Html:  # fmt: skip
     """Any small frame as a book table; below it its CSV, ``words`` on where it comes from, command and cells.
 
-    ``synthetic`` is the banner's text, empty for real data.
+    ``synthetic`` is the banner's text, empty for real data. A missing value is drawn as a hole, but as a plain dash on
+    a line whose column "images scored" is 0: where there is no image of a class, nothing is missing.
     """
     heads = "".join(f"<th>{escape(str(c))}</th>" for c in frame.columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(v, decimals)}</td>" for v in line) + "</tr>"
-        for line in frame.itertuples(index=False)
+        "<tr>" + "".join(f"<td>{_cell(v, decimals, nothing)}</td>" for v in line) + "</tr>"
+        for line, nothing in zip(frame.itertuples(index=False), _without_images(frame), strict=True)
     )
     title = f"<p>{escape(caption)}</p>" if caption else ""
     csv = frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
@@ -243,9 +244,13 @@ def frame_html(
     )
 
 
-def _cell(value: object, decimals: int) -> str:
+def _without_images(frame: pd.DataFrame) -> list[bool]:
+    return (frame["images scored"] == 0).tolist() if "images scored" in frame else [False] * len(frame)
+
+
+def _cell(value: object, decimals: int, absent: bool = False) -> str:
     if value is None or (isinstance(value, float) and pd.isna(value)):
-        return '<span class="wbc-hole">–</span>'
+        return "–" if absent else '<span class="wbc-hole">–</span>'
     if isinstance(value, float):
         return f"{value:.{decimals}f}"
     return str(value) if isinstance(value, Html) else escape(str(value))
