@@ -2,8 +2,8 @@
 
 The laboratories' images show fields of 1.4 to 2.6 cell diameters (medians), so a resize to one size gives a network
 cells of different sizes, and size alone tells the laboratory (the poster `boda` lists micrometres per pixel that differ
-by 38 % and says nothing of a correction). Here the centre of each image is cropped to ``field`` cell diameters of its domain,
-one number of pixels a domain; `pixels` then resizes. Differences of size between cells of one domain stay.
+by 38 % and says nothing of a correction). Here the centre of each image is cropped to ``field`` cell diameters of its
+domain, one number of pixels a domain; `pixels` then resizes. Differences of size between cells of one domain stay.
 
 Cell diameter of one image (`cell_diameter`), after shrinking to 112 pixels:
 
