@@ -47,7 +47,8 @@ ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "heads": (1, ("longtail/heads",)),
     "tta": (1, ("inference/tta.py",)),
     "scale": (1, ("data/scale.py", "data/scale.yml")),
-    "domain_loop": (1, ("domain_training.py", "augment_domains.py", "domains/algorithm.py", "domains/swad.py")),
+    # 2: what an algorithm adds to the network (discriminator, projector) starts from the seed of its cell
+    "domain_loop": (2, ("domain_training.py", "augment_domains.py", "domains/algorithm.py", "domains/swad.py")),
     "erm": (1, ("domains/erm.py",)),
     "dann": (1, ("domains/dann.py",)),
     "coral": (1, ("domains/coral.py",)),
