@@ -53,7 +53,6 @@ def run_train(context: Context) -> dict:
     """Stage 1: the whole network, on the training folds, stopped by the validation fold."""
     config, benchmark = context.cell.config, context.benchmark
     images, labels = _pixels(context).images, benchmark.table["label"].to_numpy(np.int64)
-    torch.manual_seed(config["seed"])
     model = _build_model(context, config["backbone"], context.weights, config["head"])
     train, val = _fold_rows(context, config["fold"])
     settings = training.TrainConfig(**config["optimisation"], seed=config["seed"])

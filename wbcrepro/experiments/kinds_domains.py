@@ -38,7 +38,6 @@ def run_domain_train(context: Context) -> dict:
     train, val = source_rows(context, config)
     counts = np.stack([np.bincount(labels[rows], minlength=len(context.benchmark.classes)) for rows in train])
     model = _network(context, context.weights)
-    torch.manual_seed(config["seed"])  # for what an algorithm adds: a discriminator, a projector
     algorithm = make_algorithm(config["algorithm"], model, torch.from_numpy(counts), **config["settings"])
     schedule = DomainTraining(**{**config["schedule"], "swad": tuple(config["schedule"]["swad"])}, seed=config["seed"])
     result = fit_domains(

@@ -96,6 +96,7 @@ def run_cell(cell: Cell, plan: Plan, store: Store, *, device: torch.device, prog
         write_json(folder / "cell.json", cell.to_json())
         environment, started = describe(device), time.monotonic()
         context = Context(cell, store, plan, device, progress)
+        torch.manual_seed(cell.config.get("seed", 0))  # whatever ran before in this process
         metrics = RUNNERS[cell.kind](context)
         environment |= {"seconds": round(time.monotonic() - started, 2), "data_digest": plan.benchmark.digest}
         environment |= context.notes

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wbcrepro.report.predictions import StoredRun
+
 if TYPE_CHECKING:
     from wbcrepro.experiments.plan import Plan
     from wbcrepro.experiments.store import Store, StoredCell
@@ -71,27 +73,12 @@ DomainReader = Callable[[str, str, str], DomainScored | None]
 
 
 @dataclass(frozen=True)
-class DomainPredictions:
-    """All classifiers of one paper in one profile on one benchmark of several laboratories."""
+class DomainPredictions(StoredRun):
+    """A paper about unseen laboratories: members are `DomainMember`, read by a `DomainReader`."""
 
-    paper: dict
-    profile: str
-    benchmark: str
-    caption: str
-    synthetic: bool
-    data_digest: str
-    classes: tuple[str, ...]
-    members: tuple[DomainMember, ...]
-    reader: DomainReader
-    options: str = ""
-    """Options that make ``wbcrepro`` see the same plan (``--profile demo --store runs``)."""
     notes: tuple[str, ...] = ()
     """Caveats of the benchmark that belong beside its numbers."""
     _cache: dict = field(default_factory=dict, repr=False, compare=False)
-
-    def find(self, **where: object) -> list[DomainMember]:
-        """Members with these values (preset, method, held_out, trial, scale, done), in the order of the plan."""
-        return [m for m in self.members if all(getattr(m, key) == value for key, value in where.items())]
 
     def held_out(self, **where: object) -> tuple[str, ...]:
         """The laboratories that are held out in turn, in the order of the plan."""
@@ -139,22 +126,9 @@ class DomainPredictions:
         done = [m for m in self.members if m.done][:1]
         return tuple(s for s in SETS if any(self.read(m, s) is not None for m in done))
 
-    def run_command(self, member: DomainMember) -> str:
-        """The command that fills the hole of a missing member."""
-        return f"wbcrepro run-cell {member.id} --paper {self.paper['name']} {self.options}".strip()
-
-    def make_command(self, more: int = 0) -> str:
-        """The command behind every table of this paper and profile; ``more`` as for ``wbcrepro reproduce``."""
-        words = f"wbcrepro reproduce --paper {self.paper['name']} {self.options}".strip()
-        return f"{words} --more {more}" if more else words
-
     def networks(self) -> tuple[str, ...]:
         """What stands for the paper's ResNet-50 in this profile."""
         return tuple(dict.fromkeys(m.network for m in self.members if m.network))
-
-    def facts(self, name: str) -> list[str]:
-        """Distinct values of one provenance fact over finished members, sorted (commits, hardware, dates)."""
-        return sorted({str(m.facts[name]) for m in self.members if m.done and m.facts.get(name)})
 
 
 def from_domain_plan(plan: Plan, store: Store) -> DomainPredictions:

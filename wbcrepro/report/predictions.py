@@ -55,8 +55,8 @@ Reader = Callable[[str, str, str], Scored | None]
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """All classifiers of one paper in one profile on one benchmark."""
+class StoredRun:
+    """All classifiers of one paper in one profile on one benchmark, of either design."""
 
     paper: dict
     profile: str
@@ -65,15 +65,34 @@ class Predictions:
     synthetic: bool
     data_digest: str
     classes: tuple[str, ...]
-    members: tuple[Member, ...]
-    reader: Reader
+    members: tuple
+    reader: Callable
     options: str = ""
     """Options that make ``wbcrepro`` see the same plan (``--profile demo --store runs``)."""
-    _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
-    def find(self, **where: object) -> list[Member]:
-        """Members with these values (preset, method, backbone, fold, done), in the order of the plan."""
+    def find(self, **where: object) -> list:
+        """Members with these values of their fields (preset, method, done ...), in the order of the plan."""
         return [m for m in self.members if all(getattr(m, key) == value for key, value in where.items())]
+
+    def run_command(self, member: object) -> str:
+        """The command that fills the hole of a missing member."""
+        return f"wbcrepro run-cell {member.id} --paper {self.paper['name']} {self.options}".strip()
+
+    def make_command(self, more: int = 0) -> str:
+        """The command behind every table of this paper and profile; ``more`` as for ``wbcrepro reproduce``."""
+        words = f"wbcrepro reproduce --paper {self.paper['name']} {self.options}".strip()
+        return f"{words} --more {more}" if more else words
+
+    def facts(self, name: str) -> list[str]:
+        """Distinct values of one provenance fact over finished members, sorted (commits, hardware, dates)."""
+        return sorted({str(m.facts[name]) for m in self.members if m.done and m.facts.get(name)})
+
+
+@dataclass(frozen=True)
+class Predictions(StoredRun):
+    """A paper of two stages: members are `Member`, read by a `Reader`."""
+
+    _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     def folds(self, preset: str) -> tuple[int, ...]:
         """The folds that a preset plans."""
@@ -100,21 +119,9 @@ class Predictions:
             return on
         return "val" if self.read(done, "val") is not None else "test"
 
-    def run_command(self, member: Member) -> str:
-        """The command that fills the hole of a missing member."""
-        return f"wbcrepro run-cell {member.id} --paper {self.paper['name']} {self.options}".strip()
-
-    def make_command(self) -> str:
-        """The command behind every table of this paper and profile."""
-        return f"wbcrepro reproduce --paper {self.paper['name']} {self.options}".strip()
-
     def networks(self) -> dict[str, str]:
         """``{role: network}`` of this profile: what stands for ResNet-50, ResNet-152 and Swin-T."""
         return {m.backbone: m.network for m in self.members}
-
-    def facts(self, name: str) -> list[str]:
-        """Distinct values of one provenance fact over finished members, sorted (commits, hardware, dates)."""
-        return sorted({str(m.facts[name]) for m in self.members if m.done and m.facts.get(name)})
 
 
 def from_plan(plan: Plan, store: Store) -> Predictions:
