@@ -18,7 +18,8 @@ LAYERS = (
     ("data",),
     ("stain",),
     ("metrics", "longtail", "inference", "domains", "rescue"),
-    ("backbones", "backbone_stages", "augment", "augment_domains", "checkpoints", "training", "domain_training"),
+    ("backbones", "backbone_stages", "augment", "augment_domains", "checkpoints", "training", "domain_training")
+    + ("embedders", "restoration_training", "semantic_training"),
     ("papers",),
     ("experiments",),
     ("report",),
