@@ -8,9 +8,18 @@ from wbcrepro.data.pixels import prepare
 from wbcrepro.data.smears.spec import WBCBENCH_COUNTS
 from wbcrepro.inference.ensemble import mean_probabilities, predict_classes
 from wbcrepro.inference.quota import quota_floors, rare_class_quota
-from wbcrepro.inference.tta import CODE_WEIGHTS, DIHEDRAL, EQUAL_WEIGHTS, IDENTITY_WEIGHTS, combine_views, view
+from wbcrepro.inference.tta import (
+    CODE_WEIGHTS,
+    DIHEDRAL,
+    EQUAL_WEIGHTS,
+    IDENTITY_WEIGHTS,
+    RESCUE_WEIGHTS,
+    combine_views,
+    view,
+)
 
 CODE_VIEWS = ("identity", "identity", "hflip", "vflip", "rot180", "rot90", "rot180", "rot270")
+RESCUE_VIEWS = ("identity", "hflip", "vflip", "rot180", "rot270", "rot180", "rot90", "transpose")
 
 
 def _views(image: np.ndarray, names) -> np.ndarray:
@@ -21,17 +30,21 @@ def _views(image: np.ndarray, names) -> np.ndarray:
 def test_views_of_both_released_codes(golden):
     tta = golden("tta")
     np.testing.assert_array_equal(_views(tta["image"], CODE_VIEWS), tta["views001"])
-    names = ("identity", "hflip", "vflip", "rot180", "rot270", "rot180", "rot90", "transpose")
-    np.testing.assert_array_equal(_views(tta["image"], names), tta["views002"])
+    found = _views(tta["image"], RESCUE_VIEWS)
+    np.testing.assert_array_equal(found, tta["views002"])
+    same = [[np.array_equal(a, b) for b in found] for a in found]
+    np.testing.assert_array_equal(same, tta["same002"] == 1)
 
 
-def test_the_eight_views_are_distinct_and_the_code_has_six():
+def test_the_eight_views_are_distinct_and_the_codes_have_six_and_seven():
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     assert len({v.tobytes() for v in _views(image, DIHEDRAL)}) == 8
     assert len({v.tobytes() for v in _views(image, CODE_VIEWS)}) == 6
     assert DIHEDRAL[0] == "identity"
     for name in DIHEDRAL:
         assert CODE_WEIGHTS[DIHEDRAL.index(name)] == CODE_VIEWS.count(name) / 8
+        assert RESCUE_WEIGHTS[DIHEDRAL.index(name)] == RESCUE_VIEWS.count(name) / 8
+    assert len({v.tobytes() for v in _views(image, RESCUE_VIEWS)}) == np.count_nonzero(RESCUE_WEIGHTS) == 7
 
 
 def test_full_path_resize_and_crop(golden):

@@ -74,6 +74,8 @@ def test_golden_focal_losses_of_the_other_releases(golden):
                                          torch.float32)
     assert value == pytest.approx(float(file["focal002_loss"]), rel=1e-5)
     assert_gradient(gradient, file["focal002_grad"], 1e-5)
+    named = make_loss("focal", file["counts"][0], weights="log", variant="p_alpha")
+    assert value_and_gradient(named, file["logits"], file["targets"], torch.float32)[0] == value
     ldam = golden("ldam")
     loss = make_loss("focal", ldam["counts"], beta=0.9999, gamma=1.0, variant="p_alpha")
     value, gradient = value_and_gradient(loss, ldam["focal_logits"], ldam["targets"], torch.float32)
@@ -184,6 +186,20 @@ def test_effective_number_at_its_limits():
             effective_number_weights([1, 2], **wrong)
     with pytest.raises(ValueError, match="no class"):
         effective_number_weights([0, 0])
+
+
+def test_log_weights_are_mild_and_leave_out_a_class_without_images():
+    counts = [17354, 90, 0, 14]
+    raw = [1 / (math.log(1 + n) + 1e-5) for n in counts if n]
+    found = log_weights(counts)
+    np.testing.assert_allclose(found[[0, 1, 3]], [w * 3 / sum(raw) for w in raw], rtol=1e-12)
+    assert found[2] == 0 and found[3] / found[0] < 4  # against 1,240 for the counts
+    torch.testing.assert_close(found[[0, 1, 3]], log_weights(torch.tensor([17354, 90, 14])))
+    with pytest.raises(ValueError, match="no class"):
+        log_weights([0, 0])
+    for wrong in ({"weights": "sqrt"}, {"weights": "log", "beta": 0.9}):
+        with pytest.raises(UsageError, match="weights='log' or a beta"):
+            make_loss("focal", counts, **wrong)
 
 
 def test_deferred_weights_start_at_their_epoch():

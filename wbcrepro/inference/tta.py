@@ -3,6 +3,8 @@
 `decoupled` says K = 8 views (Eq. 6). Its released code lists identity, identity, h-flip, v-flip, h+v flip and
 rotations by 90, 180, 270 degrees; h+v flip is the rotation by 180, so six are distinct. ``CODE_WEIGHTS`` gives that
 average over ``DIHEDRAL``, the eight distinct views that are stored; ``EQUAL_WEIGHTS`` is the plain mean of all eight.
+`rescue` says TTA without a number; its released code lists eight views: identity, h-flip, v-flip, h+v flip, the three
+rotations and the transpose, so seven are distinct and the antitranspose is missing: ``RESCUE_WEIGHTS``.
 Rotations are counter-clockwise, as in PIL.
 """
 
@@ -12,6 +14,7 @@ import torch
 DIHEDRAL = ("identity", "hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "antitranspose")
 EQUAL_WEIGHTS = tuple([1 / 8] * 8)
 CODE_WEIGHTS = (2 / 8, 1 / 8, 1 / 8, 1 / 8, 2 / 8, 1 / 8, 0.0, 0.0)
+RESCUE_WEIGHTS = (1 / 8, 1 / 8, 1 / 8, 1 / 8, 2 / 8, 1 / 8, 1 / 8, 0.0)
 IDENTITY_WEIGHTS = (1.0, *[0.0] * 7)
 
 _VIEWS = {

@@ -18,6 +18,14 @@ class FocalLoss(HybridLoss):
 
 
 def log_weights(counts: Tensor) -> Tensor:
-    """The class weights of `rescue`: 1 / (log(1 + n) + 1e-5), scaled to sum C; float64 (C,)."""
-    weights = 1 / (torch.log1p(torch.as_tensor(counts, dtype=torch.float64)) + 1e-5)
-    return weights / weights.mean()
+    """The class weights of `rescue`: 1 / (log(1 + n) + 1e-5), scaled to mean 1; float64 (C,).
+
+    A class without images has weight 0 and is not in the mean: the formula would give it 1e5 and every other one
+    nothing. Raises ValueError where no class has an image.
+    """
+    counts = torch.as_tensor(counts, dtype=torch.float64)
+    present = counts > 0
+    if not present.any():
+        raise ValueError("no class has an image")
+    weights = torch.where(present, 1 / (torch.log1p(counts) + 1e-5), 0)
+    return weights / weights[present].mean()
