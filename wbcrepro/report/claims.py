@@ -108,7 +108,7 @@ def _finding(claim: dict, item: str, paper: float | None, ours: Estimate | None,
     note, unit = options.pop("note", ""), options.pop("unit", "points")
     scale = 100 if unit == "points" else 1
     if ours is None:
-        note = note or "cells missing"
+        note = "; ".join(filter(None, [note, "cells missing"]))
         return Finding(claim["id"], item, unit, paper, None, None, None, 0, "not testable", note)
     low, high = ours.interval()
     turned = Estimate({k: sign * v for k, v in ours.values.items()}, {k: sign * v for k, v in ours.draws.items()})
