@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wbcrepro.rescue.mahalanobis import Gaussian, distance, fit_gaussian, held_out_distances
+from wbcrepro.rescue.mahalanobis import Gaussian, distance, fit_gaussian
 
 COLUMNS = ("Area", "NC_Ratio", "Offset")
 
@@ -98,17 +98,6 @@ def test_a_spread_needs_two_cells(x):
 def test_columns_and_features_must_agree():
     with pytest.raises(ValueError, match="expected features"):
         fit_gaussian(cells(9), COLUMNS[:2])
-
-
-def test_held_out_distances_leave_the_part_out():
-    x = cells(9)
-    parts = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
-    found = held_out_distances(x, COLUMNS, parts)
-    for part in range(3):
-        expected = distance(fit_gaussian(x[parts != part], COLUMNS), x[parts == part])
-        np.testing.assert_array_equal(found[parts == part], expected)
-    assert found.mean() > distance(fit_gaussian(x, COLUMNS), x).mean(), "fitted cells look closer than new ones"
-    assert np.isnan(held_out_distances(x, COLUMNS, np.zeros(9))).all(), "one patient leaves nobody to compare with"
 
 
 def test_json_and_back():

@@ -88,19 +88,3 @@ def distance(gaussian: Gaussian, features: np.ndarray) -> np.ndarray:
     """D_M float64 (N,) of ``features`` (N, F) in the order of ``gaussian.columns``; NaN where a feature is."""
     away = np.asarray(features, dtype=np.float64) - gaussian.mean
     return np.sqrt(np.maximum(((away @ gaussian.precision) * away).sum(1), 0))
-
-
-def held_out_distances(features: np.ndarray, columns: Sequence[str], parts: np.ndarray) -> np.ndarray:
-    """D_M float64 (n,) of each row of ``features`` (n, F) to the Gaussian of the rows of all *other* ``parts`` (n,).
-
-    Parts are patients, or row numbers for leave-one-out. NaN where a row is not measured or the others are fewer than
-    two.
-    """
-    features = np.asarray(features, dtype=np.float64)
-    measured = np.isfinite(features).all(1)
-    result = np.full(len(features), np.nan)
-    for part in np.unique(parts[measured]):
-        rows, rest = measured & (parts == part), measured & (parts != part)
-        if rest.sum() >= 2:
-            result[rows] = distance(fit_gaussian(features[rest], columns), features[rows])
-    return result

@@ -49,11 +49,16 @@ def surface(rule: RareClass, p: np.ndarray, max_prob: np.ndarray) -> Phase:
     return Phase(passed, value, max_prob, value - max_prob, reasons(len(p), (~passed, "no_candidate")))
 
 
+def label_allows(rule: RareClass, standing: np.ndarray, max_prob: np.ndarray, classes) -> tuple[np.ndarray, np.ndarray]:
+    """Two bool (N,): the standing label is one that the class is confused with; its probability is low enough."""
+    confused = np.isin(standing, [classes.index(name) for name in rule.against])
+    return confused, max_prob < (np.inf if rule.max_prob is None else rule.max_prob)
+
+
 def filter_cell(rule, morphology, standing, max_prob, classes, accept) -> Phase:
     """Phase 3 for one class: conditions on the standing label, then the cell."""
     cue = cue_phase(rule, morphology, standing, classes, accept)
-    confused = np.isin(standing, [classes.index(name) for name in rule.against])
-    unsure = max_prob < (np.inf if rule.max_prob is None else rule.max_prob)
+    confused, unsure = label_allows(rule, standing, max_prob, classes)
     other = ~confused | ~unsure
     reason = reasons(len(standing), (~confused, "not_confused"), (~unsure, "too_sure"),
                      *((cue.reason == word, word) for word in np.unique(cue.reason) if word))
