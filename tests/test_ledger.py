@@ -13,7 +13,7 @@ from wbcrepro.papers import paper_names
 from wbcrepro.report import ledger, verdicts
 from wbcrepro.report.claims import evaluate_claims, load_part
 from wbcrepro.report.designs import design_of
-from wbcrepro.report.ledger import COMMITTED, DIFFER, NOT_RUN, STORE, absent, from_results, from_store, ledger_frame
+from wbcrepro.report.ledger import COMMITTED, DIFFER, IN_STORE, NOT_RUN, absent, from_results, from_store, ledger_frame
 from wbcrepro.report.ledger_page import ledger_html
 from wbcrepro.report.results import export_results
 
@@ -34,7 +34,7 @@ def evidence(tmp_path_factory):
     sada = design_of("sada").read(plan, fill_domain_store(path / "b", plan))
     export_results(run, path / "results")
     return [
-        from_store(run, 100), from_store(sada, 100), absent("boda", STORE, profile="demo"),
+        from_store(run, 100), from_store(sada, 100), absent("boda", IN_STORE, profile="demo"),
         *from_results(path / "results"), absent("sada", COMMITTED), absent("boda", COMMITTED),
     ]  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_every_claim_has_a_line_for_each_origin(frame):
     for paper in ("boda", "decoupled", "sada"):
         for claim in load_part(paper, "claims"):
             rows = frame[(frame["paper"] == paper) & (frame["claim"] == claim["id"])]
-            assert set(rows["from"]) == {STORE, COMMITTED} and set(rows["the paper says"]) == {claim["words"]}
+            assert set(rows["from"]) == {IN_STORE, COMMITTED} and set(rows["the paper says"]) == {claim["words"]}
     assert set(frame["verdict"]) <= set(ledger.WORDS)
 
 
@@ -65,14 +65,14 @@ def test_the_stores_verdicts_are_those_of_the_findings_page(tmp_path):
 def test_committed_claims_stand_beside_the_store(frame):
     """They are the same probabilities here, in half precision and with other resamples."""
     rows = frame[(frame["paper"] == "decoupled") & (frame["claim"] == "C1")]
-    store, committed = (rows[rows["from"] == origin].reset_index() for origin in (STORE, COMMITTED))
+    store, committed = (rows[rows["from"] == origin].reset_index() for origin in (IN_STORE, COMMITTED))
     assert committed["item"].tolist() == store["item"].tolist() and len(store) == 3
     assert committed["our effect"].to_numpy(float) == pytest.approx(store["our effect"].to_numpy(float), abs=1.5)
     assert set(committed["verdict"]) == {SUPPORTED} == set(store["verdict"])
 
 
 def test_a_paper_without_a_run_is_a_hole_with_its_command(frame):
-    rows = frame[(frame["paper"] == "boda") & (frame["from"] == STORE)]
+    rows = frame[(frame["paper"] == "boda") & (frame["from"] == IN_STORE)]
     assert set(rows["verdict"]) == {NOT_RUN} and rows["our effect"].isna().all()
     assert set(rows["command"]) == {"wbcrepro reproduce --paper boda --profile demo"}
     real = frame[(frame["paper"] == "boda") & (frame["from"] == COMMITTED)]
@@ -94,7 +94,7 @@ def test_missing_cells_are_holes_and_absent_classes_are_no_holes(tmp_path, frame
     run = design_of("decoupled").read(plan, fill_store(tmp_path, plan, per_class=30, skip=swin))
     found = ledger_frame(["decoupled"], [from_store(run, 50)]).set_index(["claim", "item"])["verdict"]
     assert found["C2", "Swin"] == NOT_RUN and found["C2", "R50"] != NOT_RUN
-    whole = frame[(frame["paper"] == "decoupled") & (frame["from"] == STORE)].set_index("item")["verdict"]
+    whole = frame[(frame["paper"] == "decoupled") & (frame["from"] == IN_STORE)].set_index("item")["verdict"]
     assert whole["recall of PLY"] == UNTESTABLE
 
 

@@ -22,7 +22,7 @@ from wbcrepro.report.designs import design_of
 from wbcrepro.report.predictions import StoredRun
 from wbcrepro.report.results import LABELS_MAY_TRAVEL, list_results
 
-STORE, COMMITTED = "store", "committed"
+IN_STORE, COMMITTED = "store", "committed"
 NOT_RUN = verdicts.VALUES["missing"]
 DIFFER = "its items differ"
 WORDS = (*verdicts.CLAIMS.values(), NOT_RUN)
@@ -53,7 +53,7 @@ class Evidence:
 
     paper: str
     origin: str
-    """``STORE`` or ``COMMITTED``."""
+    """``IN_STORE`` or ``COMMITTED``."""
     benchmark: str
     profile: str
     caption: str
@@ -82,7 +82,7 @@ def from_store(run: StoredRun, n: int | None = None) -> Evidence:
     why = "" if done and evaluate else "no cell of this profile has run" if evaluate else "no test is written for it"
     findings = pd.DataFrame() if why else findings_frame(run, evaluate(run, n=n))
     return Evidence(
-        paper, STORE, run.benchmark, run.profile, run.caption, run.synthetic, findings, run.make_command(more),
+        paper, IN_STORE, run.benchmark, run.profile, run.caption, run.synthetic, findings, run.make_command(more),
         tuple(m.id for m in done), why,
     )  # fmt: skip
 

@@ -9,10 +9,10 @@ import pandas as pd
 
 from wbcrepro.papers import load_paper
 from wbcrepro.report import verdicts
-from wbcrepro.report.ledger import COMMITTED, DIFFER, NOT_RUN, STORE, Evidence, verdict_of
+from wbcrepro.report.ledger import COMMITTED, DIFFER, IN_STORE, NOT_RUN, Evidence, verdict_of
 from wbcrepro.report.page import Html, download, hole, source
 
-HEADS = {STORE: "in this profile", COMMITTED: "real images that travel with the repository"}
+HEADS = {IN_STORE: "in this profile", COMMITTED: "real images that travel with the repository"}
 SHOWN = 2
 """Items that are shown unfolded."""
 
@@ -50,11 +50,11 @@ def _claim(rows: pd.DataFrame, origins: list[str], page: str | None) -> str:
     first = rows.iloc[0]
     name = f'<a href="{escape(page)}">{escape(first["claim"])}</a>' if page else escape(first["claim"])
     cells = "".join(_cell(rows[rows["from"] == origin]) for origin in origins)
-    wrap = 'style="white-space: normal; min-width: 12em"'
+    wrap = 'style="white-space: normal; min-width: 9em"'
     return (
         f'<tr><th scope="row" {wrap}>{name}. {escape(first["the paper says"])} '
         f"<small>({escape(first['section'])})</small></th>"
-        f"<td {wrap}><small>{escape(first['test'])}</small></td>{cells}</tr>"
+        f'<td style="white-space: normal; min-width: 7em"><small>{escape(first["test"])}</small></td>{cells}</tr>'
     )
 
 
@@ -62,7 +62,7 @@ def _cell(rows: pd.DataFrame) -> str:
     """All runs from one origin: the data, the verdict with what it rests on, then the items."""
     runs = rows.groupby(["benchmark", "profile", "images"], sort=False)
     blocks = "<hr>".join(_run(*key, items) for key, items in runs)
-    return f'<td class="wbc-ours" style="white-space: normal; min-width: 15em">{blocks or "–"}</td>'
+    return f'<td class="wbc-ours" style="white-space: normal; min-width: 11em">{blocks or "–"}</td>'
 
 
 def _run(benchmark: str, profile: str, images: str, items: pd.DataFrame) -> str:

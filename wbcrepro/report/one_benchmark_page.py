@@ -19,27 +19,34 @@ MARKERS = "osD^v<>"
 
 
 def matrix_html(bench: OneBenchmark, name: str) -> Html:
-    """Methods by test sets: macro-F1 with its interval. A dash: the paper has no such test set."""
-    groups = bench.groups()
+    """Methods by test sets: macro-F1 with its interval, one block a protocol. A dash: no test set of this paper."""
+    groups, blocks = bench.groups(), ""
+    for protocol in dict.fromkeys(columns[0].protocol for columns in groups.values()):
+        chosen = [columns for columns in groups.values() if columns[0].protocol == protocol]
+        blocks += f"<p>{escape(sentence(protocol))}</p>{_block(bench, chosen)}"
+    csv = bench.frame().to_csv(index=False, float_format="%.2f", lineterminator="\n")
+    links = [download(name, csv, "CSV (with costs and budgets)")]
+    return Html(f"{blocks}{source(_cells(bench), links=links)}")
+
+
+def _block(bench: OneBenchmark, groups: list[list[Column]]) -> str:
+    """The data sets of one protocol side by side, with the rows that have an entry in one of them."""
+    columns = [column for found in groups for column in found]
     top = "".join(
-        f'<th class="wbc-group" colspan="{len(columns)}">{escape(benchmark)}<br><small>{_kind(columns[0])}</small></th>'
-        for (benchmark, _, _), columns in groups.items()
+        f'<th class="wbc-group" colspan="{len(found)}">{escape(found[0].benchmark)}'
+        f"<br><small>{_kind(found[0])}</small></th>"
+        for found in groups
     )
-    columns = [column for found in groups.values() for column in found]
     names = "".join(f"<th>{escape(column.words)}</th>" for column in columns)
     body, last = "", ""
-    for row in bench.rows():
+    for row in bench.rows(columns):
         if row[0] != last:
             body += f'<tr><th class="wbc-group" colspan="{1 + len(columns)}">{escape(row[0])}</th></tr>'
         last = row[0]
         values = "".join(_value(bench.entry(row, column)) for column in columns)
         body += f'<tr><th scope="row">{escape(_short(row))}</th>{values}</tr>'
     head = f'<tr><th rowspan="2">macro-F1 (%)</th>{top}</tr><tr>{names}</tr>'
-    csv = bench.frame().to_csv(index=False, float_format="%.2f", lineterminator="\n")
-    return Html(
-        f'<div class="wbc-table"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-        f"{source(_cells(bench), links=[download(name, csv, 'CSV (with costs and budgets)')])}"
-    )
+    return f'<div class="wbc-table"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _kind(column: Column) -> str:
