@@ -66,6 +66,17 @@ def test_golden_degenerate(golden):
     assert np.isnan([released_morphology(image)[0][0] for image in file["degenerate_images"]]).all()
 
 
+def test_golden_masks(golden):
+    file = golden("morphology")
+    columns = (file[key] for key in ("images", "masks", "mask_area", "mask_nc_ratio"))
+    for image, mask, area, ratio in zip(*columns, strict=True):
+        cell = SimpleNamespace(cell=mask > 0, nucleus=mask == 255, status="ok")
+        features, status = morphology(image, cell)
+        value = dict(zip(COLUMNS, features, strict=True))
+        assert status == "ok" and value["Area"] == area
+        assert value["NC_Ratio"] == pytest.approx(ratio)
+
+
 def disc(size=121, centre=(60, 60), radius=40):
     y, x = np.mgrid[:size, :size]
     return (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2

@@ -182,6 +182,31 @@ def test_explain_says_which_phase_stopped_an_image_and_by_how_much(change, reaso
     assert sum(line.startswith("phase") for line in lines) == min(3, trace.passed.sum() + 1)
 
 
+def test_exactly_at_a_limit():
+    """Algorithm 1: P_Med < tau stops, S > tau_S passes, D_M <= tau_M passes. The code asks for P_Med > tau."""
+    at = MED[PLY]
+    assert one(SWIN, MED, rules=paper(tau=(at, 0.15))).reason[0] == "rescued"
+    assert one(SWIN, MED, rules=code(semantic=at)).reason[0] == "semantic"
+    assert one(SWIN, MED, spiky=1.5, rules=paper(cue=(1.5, 1.8))).reason[0] == "cue"
+    near = {POOLED: Gaussian(("Area",), np.zeros(1), np.eye(1), 0.0, 9)}
+    rules = Rules("paper", (RareClass("PLY", ("LY",), 4.0, 0.2, "mahalanobis", 1.3, ("Area",), near),))
+    assert one(SWIN, MED, rules=rules).reason[0] == "rescued"
+    assert one(SWIN, MED, rules=rules.replace("PLY", cue_threshold=1.29)).reason[0] == "cue"
+
+
+def test_an_equal_boosted_probability_does_not_surface():
+    tie = [0.5, 0.0, 0.0, 0.25, 0.25]
+    assert one(tie, MED, rules=paper(boost=(2.0, 1.0))).reason[0] == "no_candidate"
+    assert one(tie, MED, rules=code(boost=2.0)).candidate[0] == -1
+    assert one(tie, MED, rules=code(boost=2.0001)).candidate[0] == PLY
+
+
+@pytest.mark.parametrize("mode", ["paper", "code"])
+def test_an_embedding_that_is_partly_missing_is_missing(mode):
+    trace = one(SWIN, [*MED[:4], np.nan], rules=paper() if mode == "paper" else code())
+    assert trace.reason[0] == "no_embedding" and np.isnan(trace.value[0, 1])
+
+
 def test_a_status_can_be_accepted_by_name():
     rules = replace(paper(), accept=("ok", "several_cells"))
     assert one(SWIN, MED, status="several_cells", rules=rules).reason.tolist() == ["rescued"]

@@ -9,6 +9,7 @@ from scipy import stats
 
 from wbcrepro.errors import UsageError
 from wbcrepro.metrics import scores
+from wbcrepro.rescue.cue_fitting import Cells, parts_of
 from wbcrepro.rescue.mahalanobis import distance, fit_gaussian
 from wbcrepro.rescue.morphology import COLUMNS, PAPER_COLUMNS, Morphology
 from wbcrepro.rescue.rules import POOLED, RESCUE_CODE, RESCUE_FITTED, RESCUE_PAPER, Rules
@@ -192,6 +193,47 @@ def test_mahalanobis_is_a_chi_square_quantile_around_the_cells_of_each_standing_
     assert ("VLY" in rule.gaussians) == ((here & (standing == VLY)).sum() >= 5)
     expected = fit_gaussian(cells.select(PAPER_COLUMNS)[here & (standing == LY)], PAPER_COLUMNS)
     np.testing.assert_allclose(rule.gaussians["LY"].precision, expected.precision)
+
+
+def test_effects_are_what_running_the_rules_on_the_folds_gives():
+    swin, semantic, cells, labels = data = world(2)
+    rules = fit(data)
+    final = suppress_and_rescue(swin, semantic, cells, rules, CLASSES).final
+    found = scores(labels, final, 5)["per_class"]["f1"][PLY]
+    assert noted(rules, "PLY")["cue_threshold"].effect["f1"] == pytest.approx(found)
+
+
+def test_effects_in_the_code_ask_for_its_conditions_too():
+    swin, semantic, cells, labels = data = world(2)
+    loose = RESCUE_CODE.replace("PLY", max_prob=0.9, boost=1e5, semantic=1e-6, cue_threshold=1.1)
+    rules = fit(data, loose.replace("PC", boost=1e5, semantic=1e-6))
+    for name, other in (("PLY", "PC"), ("PC", "PLY")):
+        trace = suppress_and_rescue(swin, semantic, cells, rules.replace(other, disabled="alone"), CLASSES)
+        rescued = (trace.reason == "rescued") & (labels != CLASSES.index(name))
+        assert noted(rules, name)["cue_threshold"].effect["others_passed"] == rescued.sum() > 0
+        assert {"PLY": "too_sure", "PC": "box"}[name] in trace.counts()
+
+
+def test_what_is_left_out_together():
+    cells = Cells(None, np.zeros(300, int), np.zeros(300, int), np.repeat([7, 8, 9], 100), list(CLASSES), ("ok",))
+    few = np.arange(300) % 50 == 0
+    assert parts_of(cells, few)[few].tolist() == [0, 0, 1, 1, 2, 2]
+    one_patient = np.arange(300) < 3
+    assert parts_of(cells, one_patient)[:3].tolist() == [0, 1, 2], "one patient only: each cell by itself"
+    alone = replace(cells, parts=np.arange(300))
+    assert len(np.unique(parts_of(alone, np.ones(300, bool)))) == 10, "many parts: ten folds"
+
+
+def test_a_class_that_is_given_up_leaves_its_candidates_to_the_others():
+    swin, semantic, cells, labels = world()
+    cells.status[labels == PLY] = "touches_border"
+    rules = fit((swin, semantic, cells, labels), judge="final")
+    assert "no semantic threshold raises the out-of-fold F1 of PLY above 0.000" in rules.of("PLY").disabled
+    trace = suppress_and_rescue(swin, semantic, cells, rules, CLASSES)
+    note = noted(rules, "PC")["boost"]
+    run = (trace.candidate == PC) & (trace.base != PC)
+    assert note.effect["rare_passed"] == (run & (labels == PC)).sum()
+    assert note.effect["others_passed"] == (run & (labels != PC)).sum()
 
 
 def test_effects_on_fitted_cells_are_counted_with_them_left_out():

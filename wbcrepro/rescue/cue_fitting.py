@@ -103,8 +103,8 @@ def outlier_spikiness(rule: RareClass, cells: Cells, value: np.ndarray, quantile
 
 
 def chi_square_limit(rule: RareClass, coverage: float) -> tuple[float, str, int]:
-    """tau_M, its criterion in words and the number of cells behind the pooled Gaussian."""
+    """tau_M, its criterion in words and the number of cells behind the largest Gaussian."""
     features = len(rule.columns)
-    limit = float(np.sqrt(stats.chi2.ppf(coverage, features)))
-    return limit, f"square root of the {coverage:.0%} quantile of chi-square with {features} degrees of freedom", \
-        rule.gaussians[POOLED].n if POOLED in rule.gaussians else sum(g.n for g in rule.gaussians.values())
+    words = f"square root of the {coverage:.0%} quantile of chi-square with {features} degrees of freedom"
+    cells = max(gaussian.n for gaussian in rule.gaussians.values())
+    return float(np.sqrt(stats.chi2.ppf(coverage, features))), words, cells

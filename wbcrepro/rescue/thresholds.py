@@ -117,10 +117,15 @@ def fit_thresholds(
     boosted = template
     for rule in template.rare:
         boosted = _fitted(boosted, rule, fit_boost, folds, settings)
-    rules = boosted  # all boosts first: one class can take the candidates of another
-    for rule in boosted.rare:
-        rules = _fitted(rules, rule, fit_filters, boosted, folds, settings)
-    return rules
+    while True:  # all boosts first: one class can take the candidates of another, and leaves them when it is disabled
+        rules = boosted
+        for rule in boosted.rare:
+            rules = _fitted(rules, rule, fit_filters, boosted, folds, settings)
+        given_up = [new for old, new in zip(boosted.rare, rules.rare, strict=True) if new.disabled != old.disabled]
+        if not given_up:
+            return rules
+        for rule in given_up:
+            boosted = boosted.replace(rule.name, disabled=rule.disabled)
 
 
 def _fitted(rules: Rules, rule: RareClass, fit, *arguments) -> Rules:
