@@ -1,5 +1,6 @@
 """The noise score against the reference, and what both noise models do to which pixels."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,6 +80,16 @@ def test_salt_and_pepper_has_the_amount_and_halves_it():
     assert set(np.unique(salt_and_pepper(image, 1, np.random.default_rng(1))[cell])) == {0, 255}
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 20"):
         salt_and_pepper(image, 20, np.random.default_rng(1))
+
+
+def test_a_threshold_belongs_to_a_size_and_a_noise(golden):
+    """What the module says: the score of a clean image grows as it shrinks, and 20 misses the noise of data.degrade."""
+    images = golden("morphology")["images"]
+    scores = [[noise_score(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)) for image in images]
+              for side in (120, 60, 30)]
+    assert np.mean(scores[0]) < 0.8 * np.mean(scores[1]) < 0.64 * np.mean(scores[2])
+    noisy = [noise_score(NOISES["gaussian"](image, np.random.default_rng(i))) for i, image in enumerate(images)]
+    assert max(noisy) < NOISY and max(scores[0]) < fit_threshold(np.array(scores[0]), np.array(noisy)) < min(noisy)
 
 
 def test_salt_leaves_the_mask_of_the_score():

@@ -25,7 +25,8 @@ from wbcrepro.data.degrade import degrade
 CELL_GREY = 245
 """Pixels of a lower grey level belong to the cell."""
 NOISY = 20.0
-"""Images with at least this noise score are noisy (released code; measured there on 224 px images)."""
+"""Images with at least this noise score are noisy (released code; measured there on 224 px images). Weaker noise, such
+as all of ``data.degrade``, stays below it: ``fit_threshold`` finds the one for a size and a noise."""
 SALT_AND_PEPPER = (0.1, 0.4)
 """Share of cell pixels replaced; each image draws its own, uniformly. Ours: the paper states none."""
 
