@@ -106,7 +106,7 @@ def test_noise_is_drawn_anew_and_never_when_scoring(fitted, monkeypatch):
     assert torch.cat(drawn).std() == pytest.approx(1, abs=0.05)
     quiet, loud = (fit_semantic(x, y, rows, SemanticSettings.code(**SMALL | {"noise": n}), classes=CLASSES)[1]
                    for n in (0.0, 0.5))
-    assert quiet[-1]["focal"] < 0.5 * loud[-1]["focal"]
+    assert quiet[-1]["focal"] < 0.7 * loud[-1]["focal"]
     count = len(drawn)
     np.testing.assert_array_equal(predict_semantic(head, x), predict_semantic(head, x, batch_size=len(x)))
     assert len(drawn) == count
