@@ -122,6 +122,18 @@ def test_released_submit_image_by_image(seed, cue, spiky):
     trace = suppress_and_rescue(swin, semantic, cells, rules, CLASSES)
     expected = [loop_submit(swin[i], semantic[i], cells.take(np.array([i])), rules) for i in range(len(swin))]
     np.testing.assert_array_equal(trace.final, expected)
+    for i in range(len(swin)):  # stopped early, the first class that came so far takes the image
+        surfaced = [c for c, b in ((PLY, 150), (PC, 3750)) if float(swin[i, c]) * b > max_prob_of(swin[i])]
+        p_med = np.full(5, -1.0) if np.isnan(semantic[i]).any() else semantic[i]
+        verified = [c for c in surfaced if p_med[c] > {PLY: 0.35, PC: 0.01}[c]]
+        assert trace.phase1[i] == (surfaced or [trace.standing[i]])[0]
+        assert trace.phase2[i] == (verified or [trace.standing[i]])[0]
+
+
+def max_prob_of(p_swin):
+    """Of the label that an image stands at after the demotion."""
+    order = np.argsort(-p_swin, kind="stable")
+    return float(p_swin[order[1] if CLASSES[order[0]] in ("PC", "PLY") else order[0]])
 
 
 def test_the_random_cases_reach_every_end():
@@ -150,6 +162,7 @@ def test_flags_margins_and_reasons_say_the_same(seed, mode):
     rescued = np.isin(trace.reason, ["rescued", "confirmed"])
     np.testing.assert_array_equal(rescued, trace.passed.all(1))
     np.testing.assert_array_equal(trace.final, np.where(rescued, trace.candidate, trace.standing))
+    np.testing.assert_array_equal(trace.reason == "rescued", trace.final != trace.standing)
 
 
 def one(p_swin, p_med, spiky=1.5, status="ok", rules=None):
