@@ -145,3 +145,34 @@ def test_leaves_its_input_alone_and_agrees_between_devices(device):
     assert torch.equal(images, before)
     difference = (here.int() - there.int()).abs()  # float rounding before the cast to uint8 may differ by one level
     assert difference.max() <= 1 and (difference > 0).float().mean() < 0.01
+
+
+def test_flips_and_rotations_of_the_rescue_paper_are_exact_at_quarter_turns_and_mirrors():
+    from wbcrepro.augment_rescue import flips_rotation_jitter
+
+    image = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    keep = [0.9, 0.9, 0.9, 0.5, 0.9, 0.5, 0.5]
+
+    def changed(**at):
+        uniform = np.array(keep)[:, None].copy()
+        for position, value in at.items():
+            uniform[int(position[1:]), 0] = value
+        return flips_rotation_jitter(image, uniform)
+
+    assert torch.equal(changed(), image)
+    assert torch.equal(changed(u0=0.1), image.flip(-1))
+    assert torch.equal(changed(u1=0.1), image.flip(-2))
+    turned = changed(u2=0.1, u3=0.0)
+    assert torch.equal(turned, image.rot90(1, (-2, -1))) or torch.equal(turned, image.rot90(-1, (-2, -1)))
+    brighter = changed(u4=0.1, u6=0.999)
+    assert (brighter.int() - image.int()).min() >= 0 and brighter.float().mean() > image.float().mean() + 10
+    flat = changed(u4=0.1, u5=0.0)
+    assert flat.float().std() < image.float().std()
+
+
+def test_corners_that_a_rotation_uncovers_are_white():
+    from wbcrepro.augment_rescue import flips_rotation_jitter
+
+    black = torch.zeros((1, 3, 32, 32), dtype=torch.uint8)
+    turned = flips_rotation_jitter(black, np.array([0.9, 0.9, 0.1, 0.75, 0.9, 0.5, 0.5])[:, None])  # 45 degrees
+    assert turned[0, :, 0, 0].tolist() == [255, 255, 255] and turned[0, :, 16, 16].tolist() == [0, 0, 0]

@@ -19,7 +19,7 @@ LAYERS = (
     ("stain",),
     ("metrics", "longtail", "inference", "domains", "rescue"),
     ("backbones", "backbone_stages", "augment", "augment_domains", "checkpoints", "training", "domain_training")
-    + ("embedders", "restoration_training", "semantic_training"),
+    + ("augment_rescue", "embedders", "restoration_training", "semantic_training"),
     ("papers",),
     ("experiments",),
     ("report",),

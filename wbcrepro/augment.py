@@ -17,10 +17,11 @@ import torch
 from torchvision.transforms import functional as tvf
 from torchvision.transforms.autoaugment import RandAugment
 
+from wbcrepro.augment_rescue import UNIFORMS, flips_rotation_jitter
 from wbcrepro.inference.tta import DIHEDRAL, view
 from wbcrepro.seeds import derive_seed
 
-KINDS = ("none", "dihedral", "randaugment")
+KINDS = ("none", "dihedral", "randaugment", "flips_rotation_jitter")
 NUM_OPS, MAGNITUDE, BINS = 2, 9, 31
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
@@ -31,7 +32,7 @@ def augment(images: torch.Tensor, kind: str, *, seed: int, epoch: int, index: np
 
     ``index`` (N,) names the images within the data set; ``repeat`` (N,) says how often each was already drawn in this
     epoch (oversampling), so that copies of a rare image differ. ``kind``: none, dihedral (one of 8 flips and quarter
-    turns, square images) or randaugment.
+    turns, square images), randaugment, or flips_rotation_jitter (that of the paper `rescue`).
     """
     if kind == "none":
         return images
@@ -49,6 +50,9 @@ def augment(images: torch.Tensor, kind: str, *, seed: int, epoch: int, index: np
             signed = np.array([len(table[name]) == 2 for name in names])
             images = _apply(images, variants, start[operation] + sign * signed[operation])
         return images
+    if kind == "flips_rotation_jitter":
+        draws = random_integers((2**32,) * UNIFORMS, seed=seed, epoch=epoch, index=index, repeat=repeat)
+        return flips_rotation_jitter(images, draws / 2**32)
     raise ValueError(f"unknown augmentation {kind!r}; expected one of {', '.join(KINDS)}")
 
 

@@ -54,6 +54,31 @@ class Benchmark:
         content = [self.source.manifest.digest, self.classes, self.table[columns].to_numpy().tolist(), self.degraded]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True, default=int).encode()).hexdigest()
 
+    @cached_property
+    def image_folds(self) -> np.ndarray:
+        """Fold of each row by image alone, int64 (N,), -1 outside train: as many folds as ``fold`` has, patients and
+        slides ignored. What cross-validation by image looks like where cells of one person are on both sides."""
+        folds = np.full(len(self.table), -1, dtype=np.int64)
+        train = np.flatnonzero((self.table["set"] == "train") & (self.table["fold"] >= 0))
+        rows, count = self.table["row"].to_numpy()[train], int(self.table["fold"].max()) + 1
+        folds[train] = splits.folds(self.source.manifest, count, rows=rows, seed=42, by_group=False)
+        return folds
+
+    @cached_property
+    def twins(self) -> np.ndarray:
+        """Manifest row of the pristine twin of each published degraded image, int64 (N,), -1 where there is none: the
+        pairs of WBCBench's Hugging Face release. Copies that this package degrades are not among them."""
+        frame = self.source.manifest.frame
+        found = np.full(len(self.table), -1, dtype=np.int64)
+        if "original_id" not in frame:
+            return found
+        pristine = frame.index[(frame["domain"] == "pristine") & (frame["status"] == "ok")]
+        row_of = dict(zip(frame["original_id"].loc[pristine], pristine, strict=True))
+        rows, domains = self.table["row"].to_numpy(), self.table["domain"].to_numpy()
+        for item in np.flatnonzero(domains == "degraded"):
+            found[item] = row_of.get(frame["original_id"].iloc[rows[item]], -1)
+        return found
+
     def read(self, item: int) -> np.ndarray:
         """Image of a table row, uint8 (H, W, 3); items of "test_degraded" are degraded by a seed from their id."""
         row = self.table.iloc[item]

@@ -61,13 +61,16 @@ def forecast(plan: Plan, store: Store, device: torch.device, *, calibrate: Calla
     speeds: dict[tuple, Speed] = {}
     for cell in missing:
         if cell.kind == "pixels":
-            count, side = len(plan.benchmark.table), cell.config["crop"]
+            count, side = len(plan.benchmark_of(cell).table), cell.config["crop"]
             images["pixels"] += count
-            seconds["pixels"] += count * read_seconds(plan)
+            seconds["pixels"] += count * read_seconds(plan)  # images of a further benchmark cost what its own do
             disk += count * 3 * side**2
             continue
         train = cell if cell.kind in TRAININGS else _ancestor(plan, cell, *TRAININGS)
-        side = _ancestor(plan, train, "pixels").config["crop"]
+        if train is None:
+            continue  # cells that are isolated, restored, embedded or measured: no training behind them
+        cache = _ancestor(plan, train, "restored", "pixels")
+        side = cache.config["input"] if cache.kind == "restored" else cache.config["crop"]
         key = (train.config["backbone"], side, _batch(train))
         if key not in speeds:
             speeds[key] = calibrate(*key, device)
@@ -81,7 +84,8 @@ def forecast(plan: Plan, store: Store, device: torch.device, *, calibrate: Calla
 
 def _work(plan: Plan, cell: Cell, speed: Speed) -> tuple[Counter, int]:
     """Images to train on and to run forward in a cell, and the bytes it writes."""
-    sets, folds = plan.benchmark.table["set"].to_numpy(), plan.benchmark.table["fold"].to_numpy()
+    table = plan.benchmark_of(cell).table
+    sets, folds = table["set"].to_numpy(), table["fold"].to_numpy()
     val = int(((sets == "train") & (folds == cell.config["fold"])).sum())
     train, test = int((sets == "train").sum()) - val, int((sets != "train").sum())
     weights = 4 * speed.parameters
@@ -94,7 +98,9 @@ def _work(plan: Plan, cell: Cell, speed: Speed) -> tuple[Counter, int]:
     if cell.kind == "head" and cell.config.get("online"):
         epochs = cell.config["optimisation"]["epochs"]
         return Counter(forward=epochs * (train + val) + len(DIHEDRAL) * (val + test)), weights * (2 + 2 * MOMENTS)
-    return Counter(), 0
+    if cell.kind == "tta":
+        return Counter(forward=len(DIHEDRAL) * (val + (test if cell.config["sets"] == "all" else 0))), 0
+    return Counter(forward=test if cell.kind == "rescored" else 0), 0
 
 
 def _batch(train: Cell) -> int:
@@ -123,14 +129,15 @@ def _domain_work(plan: Plan, cell: Cell, speed: Speed) -> tuple[Counter, int]:
     return work, 4 * speed.parameters * (3 + 2 * MOMENTS)
 
 
-def _ancestor(plan: Plan, cell: Cell, *kinds: str) -> Cell:
+def _ancestor(plan: Plan, cell: Cell, *kinds: str) -> Cell | None:
+    """The nearest ancestor of one of these kinds; None without one."""
     pending = list(cell.parents)
     while pending:
         found = plan.cell(pending.pop(0))
         if found.kind in kinds:
             return found
         pending += found.parents
-    raise LookupError(f"{cell.id} has no ancestor of kind {' or '.join(kinds)}")
+    return None
 
 
 def read_seconds(plan: Plan, count: int = 12) -> float:

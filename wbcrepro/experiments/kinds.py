@@ -19,7 +19,7 @@ from wbcrepro import metrics, training
 from wbcrepro.backbones import Classifier, build_backbone
 from wbcrepro.data.pixels import PixelCache, Preprocessing, build_pixels
 from wbcrepro.data.scale import scaled_reader
-from wbcrepro.experiments import kinds_domains
+from wbcrepro.experiments import kinds_cells, kinds_domains, kinds_rescue
 from wbcrepro.experiments.heads import below, head_from_state
 from wbcrepro.experiments.predictions import save_predictions
 from wbcrepro.experiments.run import Context, Runner
@@ -54,7 +54,7 @@ def run_train(context: Context) -> dict:
     config, benchmark = context.cell.config, context.benchmark
     images, labels = _pixels(context).images, benchmark.table["label"].to_numpy(np.int64)
     model = _build_model(context, config["backbone"], context.weights, config["head"])
-    train, val = _fold_rows(context, config["fold"])
+    train, val = fold_rows(context, config["fold"], config.get("folds", "group"))
     settings = training.TrainConfig(**config["optimisation"], seed=config["seed"])
     result = training.fit(
         model, images, labels, train, val, settings,
@@ -77,8 +77,8 @@ def run_features(context: Context) -> dict:
     """Embeddings of a stage-1 network: augmented passes over the training folds; eight views of everything else."""
     config, parent = context.cell.config, context.parent("train")
     images = _pixels(context).images
-    model = _stored_model(context, parent, config["checkpoint"])
-    train, _ = _fold_rows(context, config["fold"])
+    model = stored_model(context, parent, config["checkpoint"])
+    train, _ = fold_rows(context, config["fold"])
     rows = _scored_rows(context)
     common = {"device": context.device, "dtype": np.float16, "progress": context.progress}
     seed = parent.cell["config"]["seed"]
@@ -106,7 +106,7 @@ def run_head(context: Context) -> dict:
     rows = _scored_rows(context)
     features = {name: np.load(parent.folder / f"{name}.npy") for name in ("train", "train_plain", *rows)}
     labels = context.benchmark.table["label"].to_numpy(np.int64)
-    train, val = _fold_rows(context, config["fold"])
+    train, val = fold_rows(context, config["fold"])
     lines: list[dict] = []
     head, chosen = fit_head(
         config["head"],
@@ -138,7 +138,7 @@ def _run_online(context: Context) -> dict:
     config, benchmark = context.cell.config, context.benchmark
     parent = context.parent("train")
     images, labels = _pixels(context).images, benchmark.table["label"].to_numpy(np.int64)
-    model = _stored_model(context, parent, config["checkpoint"])
+    model = stored_model(context, parent, config["checkpoint"])
     torch.manual_seed(config["seed"])
     model.head = make_head(config["classifier"], model.info.dim, len(benchmark.classes)).to(context.device)
     options = dict(config["optimisation"])
@@ -147,7 +147,7 @@ def _run_online(context: Context) -> dict:
         **options, loss_options=loss_options, sampler="class_balanced", freeze_backbone=True, backbone_mode="train",
         augment=parent.cell["config"]["optimisation"]["augment"], seed=config["seed"],
     )  # fmt: skip
-    train, val = _fold_rows(context, config["fold"])
+    train, val = fold_rows(context, config["fold"])
     result = training.fit(
         model, images, labels, train, val, settings,
         classes=len(benchmark.classes), folder=context.folder, device=context.device, progress=context.progress,
@@ -163,7 +163,7 @@ def _run_online(context: Context) -> dict:
 def _finish_head(context: Context, found: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict) -> dict:
     save_predictions(context, found, DIHEDRAL)
     labels, classes = context.benchmark.table["label"].to_numpy(), len(context.benchmark.classes)
-    train, _ = _fold_rows(context, context.cell.config["fold"])
+    train, _ = fold_rows(context, context.cell.config["fold"])
     report: dict = {"chosen": chosen, "train_counts": np.bincount(labels[train], minlength=classes).tolist()}
     for name, (rows, probabilities) in found.items():
         averaged = mean_probabilities([probabilities], CODE_WEIGHTS)
@@ -182,19 +182,21 @@ def _sets(context: Context) -> dict[str, np.ndarray]:
 def _scored_rows(context: Context) -> dict[str, np.ndarray]:
     """Rows of every set that a classifier is scored on: the cell's validation fold and the benchmark's test sets."""
     sets = _sets(context)
-    _, val = _fold_rows(context, context.cell.config["fold"])
+    _, val = fold_rows(context, context.cell.config["fold"])
     return {"val": val} | {name: sets[name] for name in TEST_SETS if name in sets}
 
 
-def _fold_rows(context: Context, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    table = context.benchmark.table
-    in_train = table["set"].to_numpy() == "train"
-    folds = table["fold"].to_numpy()
+def fold_rows(context: Context, fold: int, folds_by: str = "group") -> tuple[np.ndarray, np.ndarray]:
+    """Rows that train and rows that validate; ``folds_by`` "image" ignores patients and slides."""
+    benchmark = context.benchmark
+    in_train = benchmark.table["set"].to_numpy() == "train"
+    folds = benchmark.table["fold"].to_numpy() if folds_by == "group" else benchmark.image_folds
     return np.flatnonzero(in_train & (folds != fold)), np.flatnonzero(in_train & (folds == fold))
 
 
 def _pixels(context: Context) -> PixelCache:
-    return PixelCache.open(context.parent("pixels").folder / "pixels")
+    """What a network reads: isolated and restored cells where the paper has them, else the pixel cache itself."""
+    return PixelCache.open(context.parent("restored", "pixels").folder / "pixels")
 
 
 def _build_model(context: Context, backbone: str, weights: str, head: str) -> Classifier:
@@ -203,7 +205,8 @@ def _build_model(context: Context, backbone: str, weights: str, head: str) -> Cl
     return Classifier(network, make_head(head, info.dim, len(context.benchmark.classes)), info)
 
 
-def _stored_model(context: Context, train: StoredCell, checkpoint: str) -> Classifier:
+def stored_model(context: Context, train: StoredCell, checkpoint: str) -> Classifier:
+    """A finished training's network with the weights of ``checkpoint`` (best | last), on the device."""
     config = train.cell["config"]
     model = _build_model(context, config["backbone"], "random", config["head"])
     training.load_weights(model, train.folder / f"{checkpoint}.safetensors")
@@ -223,4 +226,6 @@ RUNNERS: dict[str, Runner] = {
     "features": run_features,
     "head": run_head,
     **kinds_domains.RUNNERS,
+    **kinds_cells.RUNNERS,
+    **kinds_rescue.RUNNERS,
 }

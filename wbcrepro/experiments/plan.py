@@ -18,6 +18,7 @@ from wbcrepro.data.benchmarks import Benchmark, load_benchmark
 from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.experiments.cell import SCHEMA, Cell
 from wbcrepro.experiments.plan_domains import plan_domains
+from wbcrepro.experiments.plan_rescue import plan_rescue
 from wbcrepro.experiments.store import Store, write_json
 from wbcrepro.experiments.versions import versions_of
 from wbcrepro.papers import load_paper, profile_of
@@ -38,6 +39,8 @@ class Plan:
     cells: tuple[Cell, ...]
     weights_file: Path | None = None
     """Where the weights lie that the cells know as ``file:<digest>``; None where the file is not at hand."""
+    also: tuple[Benchmark, ...] = ()
+    """Further benchmarks that the profile runs part of itself on (a control), known to cells by their name."""
     asked: dict = field(default_factory=dict, compare=False)
     """What the command line was asked for, by option: profile, data, dataset, weights, accumulate, store."""
 
@@ -53,6 +56,10 @@ class Plan:
     def make_command(self) -> str:
         """The command that runs every cell that is missing."""
         return f"wbcrepro reproduce --paper {self.paper} {self.options}".rstrip()
+
+    def benchmark_of(self, cell: Cell) -> Benchmark:
+        """The benchmark that a cell's configuration names; the plan's own where it names none."""
+        return {b.name: b for b in self.also}.get(cell.config.get("benchmark"), self.benchmark)
 
     def cell(self, cell_id: str) -> Cell:
         """The cell with this id; ``UsageError`` when the plan has none."""
@@ -118,8 +125,13 @@ def make_plan(
     name = dataset or settings["benchmark"]
     benchmark = load_benchmark(name, data_root=data, cache=store.cache, progress=progress)
     planner = PLANNERS[document["design"]]
+    settings = _with_embeddings(settings, data, name)
     named, file = named_weights(weights or settings["weights"])
     cells = planner(document, profile, settings, benchmark, named)
+    also = []
+    for other, changes in (settings.get("also") or {}).items() if dataset is None else ():
+        also.append(load_benchmark(other, data_root=data, cache=store.cache, progress=progress))
+        cells += planner(document, profile, _with_embeddings(settings | changes, data, other), also[-1], named)
     networks = sorted({cell.config["backbone"] for cell in cells if "weights" in cell.config})
     if named not in WEIGHTS and len(networks) > 1:
         raise UsageError(
@@ -131,7 +143,26 @@ def make_plan(
     for cell in cells:
         unique.setdefault(cell.id, cell)  # the first place where a shared cell is needed gives its labels
     asked = {"profile": profile, "data": data, "dataset": dataset, "weights": weights, "accumulate": accumulate}
-    return Plan(paper, profile, benchmark, tuple(unique.values()), file, asked | {"store": store.path})
+    return Plan(paper, profile, benchmark, tuple(unique.values()), file, tuple(also), asked | {"store": store.path})
+
+
+def embeddings_file(data: Path | None, benchmark: str) -> Path | None:
+    """Embeddings of a benchmark's images that somebody extracted before: ``DATA/embeddings/<benchmark>.npz`` or
+    ``.parquet``; None where there is no such file."""
+    found = [data / "embeddings" / f"{benchmark}{suffix}" for suffix in (".npz", ".parquet")] if data else []
+    return next((path for path in found if path.is_file()), None)
+
+
+def _with_embeddings(settings: dict, data: Path | None, benchmark: str) -> dict:
+    """The profile's settings, its embedder replaced by the file of embeddings beside the data, if there is one."""
+    file = embeddings_file(data, benchmark) if "embedder" in settings else None
+    return settings if file is None else settings | {"embedder": {"file": digest_of_file(file)}}
+
+
+def digest_of_file(path: Path) -> str:
+    """The first 12 digits of a file's sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def option_words(asked: dict) -> str:
@@ -162,8 +193,7 @@ def named_weights(weights: str) -> tuple[str, Path | None]:
     path = Path(weights)
     if not path.is_file():
         raise DataMissing(f"--weights {weights}: expected {', '.join(WEIGHTS)}, or a file, and there is no such file")
-    with path.open("rb") as file:
-        return f"file:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}", path
+    return f"file:{digest_of_file(path)}", path
 
 
 def save_plan(plan: Plan, store: Store) -> Path:
@@ -277,4 +307,8 @@ def _chain(
     return cells
 
 
-PLANNERS: dict[str, Callable[..., list[Cell]]] = {"two_stage": _two_stage, "domains": plan_domains}
+PLANNERS: dict[str, Callable[..., list[Cell]]] = {
+    "two_stage": _two_stage,
+    "domains": plan_domains,
+    "rescue": plan_rescue,
+}

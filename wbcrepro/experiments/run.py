@@ -27,7 +27,7 @@ from wbcrepro.experiments.store import Store, StoredCell, write_json
 from wbcrepro.memory import keep_freed_memory
 
 POLL_SECONDS = 2.0
-SHOWN_LABELS = ("preset", "backbone", "fold", "held_out", "trial", "method")
+SHOWN_LABELS = ("preset", "backbone", "row", "folds", "fold", "held_out", "trial", "method")
 
 
 @dataclass
@@ -49,8 +49,8 @@ class Context:
 
     @property
     def benchmark(self) -> Benchmark:
-        """The benchmark of the plan."""
-        return self.plan.benchmark
+        """The benchmark that the cell is about: the plan's, or one of its further ones."""
+        return self.plan.benchmark_of(self.cell)
 
     @property
     def weights(self) -> str:
@@ -65,16 +65,16 @@ class Context:
             raise DataMissing(f"{self.cell.id} starts from the weights {named}. Give the file itself: --weights FILE")
         return str(file)
 
-    def parent(self, kind: str) -> StoredCell:
-        """The finished ancestor of a kind, nearest first. ``CellsMissing`` names the command that makes it."""
+    def parent(self, *kinds: str) -> StoredCell:
+        """The nearest finished ancestor of one of these kinds. ``CellsMissing`` names the command that makes it."""
         pending = list(self.cell.parents)
         while pending:
             cell_id = pending.pop(0)
-            if cell_id.startswith(f"{kind}-"):
+            if cell_id.rpartition("-")[0] in kinds:
                 _require(cell_id, self.cell, self.plan, self.store)
                 return self.store.require(cell_id)
             pending += self.plan.cell(cell_id).parents
-        raise LookupError(f"{self.cell.id} has no ancestor of kind {kind}")
+        raise LookupError(f"{self.cell.id} has no ancestor of kind {' or '.join(kinds)}")
 
 
 Runner = Callable[[Context], dict]
@@ -98,7 +98,7 @@ def run_cell(cell: Cell, plan: Plan, store: Store, *, device: torch.device, prog
         context = Context(cell, store, plan, device, progress)
         torch.manual_seed(cell.config.get("seed", 0))  # whatever ran before in this process
         metrics = RUNNERS[cell.kind](context)
-        environment |= {"seconds": round(time.monotonic() - started, 2), "data_digest": plan.benchmark.digest}
+        environment |= {"seconds": round(time.monotonic() - started, 2), "data_digest": context.benchmark.digest}
         environment |= context.notes
         write_json(folder / "env.json", environment)
         write_json(folder / "metrics.json", {"schema": 1, **metrics})
@@ -118,9 +118,9 @@ def _require(needed: str, cell: Cell, plan: Plan, store: Store) -> None:
 def shard_of(cell: Cell, plan: Plan, count: int) -> int | None:
     """Which of ``count`` shards runs a cell: whole chains stay together. None: any shard may (shared ancestors)."""
     key = cell
-    while key.kind not in {"train", "domain_train", "pixels"}:
+    while key.kind not in {"train", "domain_train"} and key.parents:
         key = plan.cell(key.parents[0])
-    return None if key.kind == "pixels" else zlib.crc32(key.id.encode()) % count
+    return zlib.crc32(key.id.encode()) % count if key.kind in {"train", "domain_train"} else None
 
 
 def run_plan(

@@ -38,7 +38,7 @@ ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "romanowsky": (1, ("stain/romanowsky.py",)),
     "smears": (DRAWING, ("data/smears",)),
     "backbones": (1, ("backbones.py", "backbone_stages.py")),
-    "augment": (1, ("augment.py",)),
+    "augment": (1, ("augment.py", "augment_rescue.py")),
     "training": (1, ("training.py",)),
     "checkpoints": (0, ("checkpoints.py",)),
     "metrics": (0, ("metrics.py",)),  # early stopping, and the choice of epochs and of tau
@@ -69,6 +69,29 @@ ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
             "stain/colour_jitter.py",
         ),
     ),
+    "cells": (
+        1,
+        ("rescue/cells.py", "rescue/nucleus.py", "rescue/outline.py", "rescue/red_cells.py", "rescue/isolate.py"),
+    ),
+    "noise": (1, ("rescue/noise.py",)),
+    "pix2pix": (1, ("rescue/pix2pix.py", "restoration_training.py")),
+    "restoration_baselines": (1, ("rescue/restoration_baselines.py",)),
+    "embedders": (1, ("embedders.py",)),
+    "semantic": (1, ("rescue/contrastive_head.py", "semantic_training.py")),
+    "morphology": (1, ("rescue/morphology.py", "rescue/spikiness.py")),
+    "rescue": (
+        1,
+        (
+            "rescue/suppress_rescue.py",
+            "rescue/suppress_rescue_code.py",
+            "rescue/phases.py",
+            "rescue/rules.py",
+            "rescue/trace.py",
+            "rescue/thresholds.py",
+            "rescue/cue_fitting.py",
+            "rescue/mahalanobis.py",
+        ),
+    ),
 }
 """Name: (version, files or folders of the package that implement it)."""
 
@@ -82,6 +105,15 @@ USED_BY = {
     "domain_head": ("backbones", "augment", "heads", "losses", "samplers"),
     "domain_embeddings": ("backbones",),
     "domain_gradcam": ("backbones",),
+    "cells": ("cells",),
+    "restorer": ("noise", "pix2pix"),
+    "restored": ("noise", "cells", "restoration_baselines"),
+    "tta": ("backbones", "tta"),
+    "rescored": ("backbones",),
+    "embeddings": ("backbones", "embedders"),
+    "semantic": ("semantic",),
+    "morphology": ("morphology",),
+    "rescue": ("rescue",),
     "online_head": ("backbones", "augment", "training", "checkpoints", "metrics", "samplers", "losses", "tta"),
 }
 """Which algorithms the result of each kind of cell depends on (its parents bring their own)."""
