@@ -101,20 +101,22 @@ ledger_html(ledger, evidence, "ledger.csv", pages)
 
 # %% tags=["hide-input"]
 counts = verdict_counts(ledger)
-about = ["paper", "from", "benchmark", "profile", "images"]
+counts.insert(1, "data", [f"{c.benchmark}, {c.profile}, {c.images}".lstrip(", ") for c in counts.itertuples()])
 cells = [cell for found in evidence for cell in found.cells]
-frame_html(
-    counts[[*about, "claims", *verdicts.CLAIMS.values(), DIFFER, NOT_RUN]], "claims.csv",
-    caption="Claims by verdict. A claim counts under a verdict if all its judged items share it", command=AGAIN,
-    cells=cells,
-)  # fmt: skip
 
-# %% tags=["hide-input"]
-items = counts[[*about, "items", *(f"items {words}" for words in WORDS)]]
-frame_html(
-    items.rename(columns={f"items {words}": words for words in WORDS}), "items.csv", caption="Items by verdict",
-    command=AGAIN, cells=cells,
-)  # fmt: skip
+
+def counted(of, names, caption, file):
+    """One table of counts; the words "here" are left out of its heads, not of its meaning."""
+    shown = counts[["paper", "data", of, *names]].rename(columns=lambda name: name.removeprefix(f"{of} "))
+    shown.columns = [name.removesuffix(" here") for name in shown.columns]
+    return frame_html(shown, file, caption=caption, command=AGAIN, cells=cells)
+
+
+display(counted(
+    "claims", (*verdicts.CLAIMS.values(), DIFFER, NOT_RUN),
+    "Claims by verdict here. A claim counts under a verdict if all its judged items share it", "claims.csv",
+))  # fmt: skip
+display(counted("items", [f"items {words}" for words in WORDS], "Their items by verdict here", "items.csv"))
 
 # %% [markdown]
 # ## Reading it
@@ -134,34 +136,22 @@ def reading(origin, words):
     same = int((both["paper's effect"].astype(float) * both["our effect"].astype(float) > 0).sum())
     told = [f"**{words}**: {len(judged)} items of {len(rows)} could be judged, {len(undecided)} of them are undecided"]
     told += [f"{few} of these because one or two trainings decide nothing"] if few else []
+    differences = undecided[undecided["unit"] == "points"]
+    clear = int(((differences["low"].astype(float) > 0) | (differences["high"].astype(float) < 0)).sum())
+    more = f"Of the undecided differences {clear} have an interval over images that leaves zero out: more trainings "
+    more = f"{more}might decide them" if clear else ""
     agree = f"Where the paper prints an effect ({len(both)} items), ours has its sign in {same}" if len(both) else ""
     wide = (judged["high"].astype(float) - judged["low"].astype(float))[judged["unit"] == "points"].median()
     half = f"The median interval over images is {wide:.1f} points wide" if wide == wide else ""
-    return ". ".join(filter(None, [", ".join(told), agree, half])) + "."
+    return ". ".join(filter(None, [", ".join(told), more, agree, half])) + "."
 
 
 Markdown("\n".join(f"- {reading(*pair)}" for pair in (
     (IN_STORE, f"This profile ({PROFILE})"), (COMMITTED, "Committed results on real images"))))  # fmt: skip
 
 # %% [markdown]
-# The sign of an effect is not a verdict: it ignores chance, and on a coin's toss it would agree half of the time. Which
-# undecided items are nearest to a verdict? Those whose interval over images leaves zero out already, so that more
-# trainings might decide them:
-
-# %% tags=["hide-input"]
-rows = ledger[(ledger["verdict"] == verdicts.CLAIMS["undecided"]) & ledger["our effect"].notna()]
-numbers = {name: rows[name].astype(float) for name in ("our effect", "low", "high")}
-near = rows[(numbers["low"] > 0) | (numbers["high"] < 0)]
-shown = near[["paper", "claim", "item", "benchmark", "images", "our effect", "low", "high", "folds"]]
-if len(near):
-    display(frame_html(
-        shown.rename(columns={"folds": "trainings"}), "undecided.csv", command=AGAIN,
-        caption="Undecided items whose interval over images leaves zero out", cells=cells,
-    ))  # fmt: skip
-else:
-    display(Markdown("None."))
-
-# %% [markdown]
+# The sign of an effect is not a verdict: it ignores chance, and on a coin's toss it would agree half of the time.
+#
 # ## Summary
 #
 # - One row a claim, for every paper, made from the same stored predictions as the chapters; nothing is typed in.

@@ -78,16 +78,20 @@ def data_html(bench: OneBenchmark, columns: list[Column], name: str) -> Html:
     """One data set: every method with a value on it, with trainings, seconds, inference, network and budget; below,
     those without and the command that fills each hole. ``columns``: its parts (a value of `OneBenchmark.groups`)."""
     budget, others = bench.differing(columns)
-    body = "".join(_data_row(bench, row, columns) for row in _scored(bench, columns))
+    rows = _scored(bench, columns)
+    shared = " + ".join(rows[0][3]) if len({row[3] for row in rows}) == 1 else ""
+    papers = len({row[0] for row in rows})
+    body = "".join(_data_row(bench, row, columns, bool(shared), papers > 1) for row in rows)
     parts = "".join(f"<th>{escape(column.words)}</th>" for column in columns)
     head = (
         f"<tr><th>method</th>{parts}<th>seconds of one training</th><th>inference, ms an image</th>"
-        "<th>images drawn</th><th>network, budget</th></tr>"
+        "<th>images drawn</th><th>budget</th></tr>"
     )
     here = OneBenchmark(tuple(e for e in bench.entries if e.column in columns), tuple(columns))
     csv = here.frame().to_csv(index=False, float_format="%.2f", lineterminator="\n")
     first = columns[0]
-    caption = f"{first.benchmark}, profile {first.profile}. {sentence(first.caption)} Macro-F1 in percent."
+    caption = f"{_named(rows)}{first.benchmark}, profile {first.profile}. {sentence(first.caption)} "
+    caption += f"Macro-F1 in percent. Network: {shared}." if shared else "Macro-F1 in percent."
     hardware = sorted({h for e in here.entries for h in e.cost.hardware})
     said = budget_words(budget, others)
     return Html(
@@ -99,6 +103,12 @@ def data_html(bench: OneBenchmark, columns: list[Column], name: str) -> Html:
     )
 
 
+def _named(rows: list[tuple]) -> str:
+    """The paper of all rows, where it is one."""
+    papers = {row[0] for row in rows}
+    return f"Methods of {papers.pop()} on " if len(papers) == 1 else ""
+
+
 def budget_words(budget: str, others: list[str]) -> str:
     """Which rows had another budget than most, in a sentence."""
     if not budget:
@@ -108,21 +118,22 @@ def budget_words(budget: str, others: list[str]) -> str:
     return f"Most rows had the budget {budget}. Another one: {', '.join(dict.fromkeys(others))}."
 
 
-def _data_row(bench: OneBenchmark, row: tuple, columns: list[Column]) -> str:
+def _data_row(bench: OneBenchmark, row: tuple, columns: list[Column], shared: bool, several: bool) -> str:
+    """``shared``: all rows have one network, which is then said above them. ``several``: papers, to be named."""
     entries = [bench.entry(row, column) for column in columns]
     known = [e for e in entries if e is not None]
     ran = [e for e in known if e.estimate is not None]
     values = "".join(_value(entry) for entry in entries)
-    label = escape(known[0].label)
+    label = escape(known[0].label if several else _short(row))
+    label += "" if shared else f"<br><small>{escape(' + '.join(row[3]))}</small>"
     costs = [e.cost for e in ran]
     seconds = _mean([c.seconds for c in costs])
     drawn, inference = _mean([c.drawn for c in costs]), _mean([c.inference for c in costs])
-    words = " + ".join(row[3]) + "".join(f"; {part}" for part in dict.fromkeys(c.budget for c in costs) if part)
-    side = f", {costs[0].side} px" if costs[0].side else ""
+    words = "; ".join(part for part in dict.fromkeys(c.budget for c in costs) if part) or UNKNOWN
     return (
-        f'<tr><th scope="row">{label}</th>{values}<td>{_shown(seconds, 0)}</td><td>{_shown(inference, 2)}</td>'
-        f'<td>{_shown(drawn, 0)}</td><td style="white-space: normal; min-width: 13em"><small>'
-        f"{escape(words + side)}</small></td></tr>"
+        f'<tr><th scope="row" style="white-space: normal">{label}</th>{values}<td>{_shown(seconds, 0)}</td>'
+        f"<td>{_shown(inference, 2)}</td><td>{_shown(drawn, 0)}</td>"
+        f'<td style="white-space: normal; min-width: 8em"><small>{words}</small></td></tr>'
     )
 
 
