@@ -3,7 +3,8 @@
 ``results/<paper>/<benchmark>-<profile>/`` holds ``items-<set>.npz`` (ids, labels), one
 ``probabilities-<set>-<preset>-<method>.npz`` for each group of cells, ``provenance.json``, and the tables as CSV. In
 a probabilities file each cell has arrays ``<id>/<view>`` (N, C) float16: for papers of ``design: two_stage`` the
-identity view and the two view averages, for ``domains`` (``domain_results``) the three rules that select weights.
+identity view and the two view averages, for ``domains`` (``domain_results``) the three rules that select weights. What
+``rescue`` keeps is in ``rescue_results``.
 Weights and images are never written, and no label of a data set whose licence forbids passing labels on.
 """
 
@@ -21,12 +22,13 @@ from wbcrepro.data.benchmarks import datasets_of
 from wbcrepro.data.catalog import dataset
 from wbcrepro.errors import CellsMissing, DataMissing, UsageError
 from wbcrepro.papers import load_paper
-from wbcrepro.report import domain_results
+from wbcrepro.report import domain_results, rescue_results
 from wbcrepro.report.archive import Arrays, write_npz
 from wbcrepro.report.claims import evaluate_claims, findings_frame
 from wbcrepro.report.domain_predictions import SELECTIONS, DomainPredictions
 from wbcrepro.report.evaluate import BOOTSTRAP_SEED, Evaluator
 from wbcrepro.report.predictions import TEST_SETS, VIEWS, Member, Predictions, Scored
+from wbcrepro.report.rescue_predictions import VIEWS as RESCUE_VIEWS
 from wbcrepro.report.tables import build_table
 
 SCHEMA = 1
@@ -98,6 +100,7 @@ def _provenance(predictions: Predictions | DomainPredictions, done: list, files:
         "classes": list(predictions.classes),
         "views": list(views),
         "notes": list(getattr(predictions, "notes", ())),
+        **({"controls": list(predictions.controls)} if hasattr(predictions, "controls") else {}),
         "bootstrap": {"n": bootstrap, "seed": BOOTSTRAP_SEED},
         "cells_done": len(done),
         "command": f"make reproduce PAPER={predictions.paper['name']} PROFILE={predictions.profile} "
@@ -235,5 +238,11 @@ FORMATS = {
         domain_results.write_domain_arrays,
         domain_results.open_domain_results,
         domain_results.rebuild_domain_tables,
+    ),
+    "rescue": Format(
+        RESCUE_VIEWS,
+        rescue_results.write_rescue_arrays,
+        rescue_results.open_rescue_results,
+        rescue_results.rebuild_rescue_tables,
     ),
 }
