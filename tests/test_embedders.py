@@ -295,3 +295,18 @@ if importlib.util.find_spec("pyarrow"):
         path.write_bytes(b"PAR1")
         with pytest.raises(UsageError, match="not a readable parquet"):
             read_embeddings(path, IDS)
+
+
+def test_gaps_are_rows_of_nan_to_be_counted_but_doubled_and_foreign_ids_stop(tmp_path):
+    path = tmp_path / "e.npz"
+    rows = np.eye(4, dtype=np.float32)
+    rows[1], rows[2] = np.nan, 0
+    np.savez(path, ids=np.array(["a", "b", "c", "d"]), embeddings=rows)
+    found = read_embeddings(path, ["d", "x", "a", "b", "c"], gaps=True)
+    assert np.isnan(found).all(1).tolist() == [False, True, False, True, True]
+    assert np.array_equal(found[[0, 2]], rows[[3, 0]])
+    with pytest.raises(UsageError, match="1 in the file but not in the dataset"):
+        read_embeddings(path, ["a", "b", "c"], gaps=True)
+    np.savez(path, ids=np.array(["a", "a"]), embeddings=np.eye(2, dtype=np.float32))
+    with pytest.raises(UsageError, match="1 twice in the file"):
+        read_embeddings(path, ["a"], gaps=True)

@@ -114,7 +114,7 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     return rows.astype(np.float32)
 
 
-def read_embeddings(path: str | Path, ids: Sequence[str]) -> np.ndarray:
+def read_embeddings(path: str | Path, ids: Sequence[str], *, gaps: bool = False) -> np.ndarray:
     """Pre-extracted embeddings of the images ``ids``, float32 (N,D) in their order, scaled to unit length.
 
     The file holds each image once: in a .npz the arrays ``ids`` (N texts) and ``embeddings`` (N,D), in a .parquet the
@@ -122,7 +122,8 @@ def read_embeddings(path: str | Path, ids: Sequence[str]) -> np.ndarray:
     is made by ``numpy.savez(path, ids=numpy.array(names), embeddings=rows, model="google/medsiglip-448")``.
 
     Raises DataMissing for no file, or parquet without pyarrow; UsageError for another layout, and one that lists all of
-    them for ids that are missing, doubled or foreign and for rows that are not finite or all zero.
+    them for ids that are missing, doubled or foreign and for rows that are not finite or all zero. With ``gaps``, an
+    image without a usable row (missing, not finite, all zero) is a row of NaN instead, for the caller to count.
     """
     path, wanted = Path(path), [str(name) for name in ids]
     found, rows, _ = _read(path)
@@ -137,13 +138,19 @@ def read_embeddings(path: str | Path, ids: Sequence[str]) -> np.ndarray:
         "with NaN or infinite values": [name for name, good in zip(found, finite, strict=True) if not good],
         "all zero": [name for name, bad in zip(found, zero, strict=True) if bad],
     }
+    if gaps:
+        problems = {what: problems[what] for what in ("asked for twice", "twice in the file",
+                                                      "in the file but not in the dataset")}  # fmt: skip
     said = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             for what, names in problems.items() if names]
     if said:
         raise UsageError(f"{path.name}: expected one finite embedding for each of the {len(known)} images of the "
                          f"dataset, got: {'; '.join(said)}. Next step: write the file again for exactly these images.")
     position = {name: number for number, name in enumerate(found)}
-    return unit_rows(rows[[position[name] for name in wanted]])
+    out = np.full((len(wanted), rows.shape[1]), np.nan)
+    known_rows = [number for number, name in enumerate(wanted) if name in position]
+    out[known_rows] = rows[[position[wanted[number]] for number in known_rows]]
+    return unit_rows(out)
 
 
 def embedding_source(path: str | Path) -> dict[str, str]:

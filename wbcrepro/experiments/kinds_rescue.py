@@ -90,7 +90,7 @@ def _published(context: Context, file: Path) -> np.ndarray:
     named ``<id>#degraded`` there."""
     table = context.benchmark.table
     degraded = table["set"] == "test_degraded"
-    return read_embeddings(file, (table["id"] + np.where(degraded, "#degraded", "")).tolist())
+    return read_embeddings(file, (table["id"] + np.where(degraded, "#degraded", "")).tolist(), gaps=True)
 
 
 def run_semantic(context: Context) -> dict:
@@ -102,7 +102,7 @@ def run_semantic(context: Context) -> dict:
     usable = ~np.isnan(embeddings).any(1)
     train = np.flatnonzero(in_train & usable & (folds != config["fold"]))
     known = {name: factor for name, factor in SemanticSettings().resample.items() if name in classes}
-    settings = getattr(SemanticSettings, config["head"])(resample=known, **config["settings"])
+    settings = getattr(SemanticSettings, config["head"])(**{"resample": known, **config["settings"]})
     head, history = fit_semantic(
         embeddings, labels, train, settings, classes=classes, seed=config["seed"],
         device=context.device, folder=context.folder,

@@ -77,7 +77,10 @@ ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
     "pix2pix": (1, ("rescue/pix2pix.py", "restoration_training.py")),
     "restoration_baselines": (1, ("rescue/restoration_baselines.py",)),
     "embedders": (1, ("embedders.py",)),
-    "semantic": (1, ("rescue/contrastive_head.py", "semantic_training.py")),
+    "semantic": (
+        1,
+        ("rescue/contrastive_head.py", "semantic_training.py", "domains/contrastive.py", "domains/distributed.py"),
+    ),
     "morphology": (1, ("rescue/morphology.py", "rescue/spikiness.py")),
     "rescue": (
         1,
@@ -111,7 +114,7 @@ USED_BY = {
     "tta": ("backbones", "tta"),
     "rescored": ("backbones",),
     "embeddings": ("backbones", "embedders"),
-    "semantic": ("semantic",),
+    "semantic": ("semantic", "losses", "checkpoints"),
     "morphology": ("morphology",),
     "rescue": ("rescue",),
     "online_head": ("backbones", "augment", "training", "checkpoints", "metrics", "samplers", "losses", "tta"),
