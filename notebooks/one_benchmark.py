@@ -56,7 +56,10 @@ def opened(paper, dataset):
     """A paper's plan on a benchmark, or why it has none. This page reads what is there; it starts no training."""
     try:
         session = open_session(paper, PROFILE, STORE, DATA, dataset, RESULTS, WEIGHTS, ACCUMULATE)
-        return session, design_of(paper).read(session.plan, session.store)
+        design = design_of(paper)
+        if design.scores is None:
+            return None, "its design hands no scores on"
+        return session, design.read(session.plan, session.store)
     except (DataMissing, UsageError) as error:
         return None, str(error).splitlines()[0]
 
@@ -84,7 +87,7 @@ if refused:
 
 # %% tags=["hide-input"]
 lines = [{"network": " + ".join(networks), "papers": papers} for networks, papers in bench.networks().items()]
-if lines:
+if any(entry.estimate is not None for entry in bench.entries):
     display(frame_html(
         pd.DataFrame(lines), "networks.csv", command=AGAIN,
         caption="Networks (several: an average of them) and how many papers have a result with them here",

@@ -228,6 +228,25 @@ def test_figure_has_a_panel_for_each_data_set_and_hollow_markers_for_single_trai
 def test_nothing_at_all_is_an_empty_page(tmp_path):
     plan = fake_plan()
     found = collect([run_of(tmp_path, plan, fill_store, skip={c.id for c in plan.cells})], 20)
-    assert found.networks() == {} and {e.estimate for e in found.entries} == {None}
-    assert "not run" in matrix_html(found, "m.csv")
+    assert {e.estimate for e in found.entries} == {None} and next(iter(found.networks())) == LITE0
+    assert "not run" in matrix_html(found.of(), "m.csv")
     plt.close(benchmark_figure(found.of()))
+
+
+def test_both_pages_run_on_an_empty_store_and_show_holes(tmp_path):
+    pytest.importorskip("papermill")
+    from book_fixture import ROOT, inputs_of, make_root
+
+    from wbcrepro.book.execute import execute_due, jobs
+    from wbcrepro.papers import paper_names
+
+    names = ("claims_ledger", "one_benchmark")
+    sources = {name: (ROOT / "notebooks" / f"{name}.py").read_text(encoding="utf-8") for name in names}
+    layout = make_root(tmp_path / "root", sources)
+    execute_due(jobs(layout, inputs_of(layout)))
+    for name in names:
+        page = (layout.executed / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert "not run" in page and "wbc-hole" in page
+        for paper in paper_names():  # a paper whose design has no report yet is said to be left out
+            assert f"--paper {paper}" in page or f"`{paper}` is not on this page" in page
+        assert (layout.executed / "files" / name).is_dir()

@@ -18,6 +18,7 @@ from wbcrepro.report.predictions import Predictions, from_plan
 from wbcrepro.report.rescue_claims import evaluate_rescue_claims
 from wbcrepro.report.rescue_page import rescue_table_text
 from wbcrepro.report.rescue_predictions import from_rescue_plan
+from wbcrepro.report.rescue_scores import rescue_scores
 from wbcrepro.report.rescue_tables import build_rescue_table
 from wbcrepro.report.tables import Table, build_table
 from wbcrepro.report.text import table_text
@@ -42,7 +43,7 @@ class Design:
 DESIGNS = {
     "two_stage": Design(from_plan, build_table, table_text, evaluate_claims, two_stage_scores),
     "domains": Design(from_domain_plan, build_domain_table, domain_table_text, evaluate_domain_claims, domain_scores),
-    "rescue": Design(from_rescue_plan, build_rescue_table, rescue_table_text, evaluate_rescue_claims),
+    "rescue": Design(from_rescue_plan, build_rescue_table, rescue_table_text, evaluate_rescue_claims, rescue_scores),
 }
 
 

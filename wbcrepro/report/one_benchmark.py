@@ -88,13 +88,13 @@ class OneBenchmark:
     columns: tuple[Column, ...]
 
     def networks(self) -> dict[tuple[str, ...], int]:
-        """``{networks: papers}`` of entries with a value, those that most papers share first."""
+        """``{networks: papers}`` of entries with a value (of all, where none has), those that most share first."""
+        there = [e for e in self.entries if e.estimate is not None] or [e for e in self.entries if e.networks]
         papers: dict[tuple[str, ...], set] = {}
         sizes: Counter = Counter()
-        for entry in self.entries:
-            if entry.estimate is not None:
-                papers.setdefault(entry.networks, set()).add(entry.paper)
-                sizes[entry.networks] += 1
+        for entry in there:
+            papers.setdefault(entry.networks, set()).add(entry.paper)
+            sizes[entry.networks] += 1
         order = sorted(papers, key=lambda n: (-len(papers[n]), -sizes[n], n))
         return {networks: len(papers[networks]) for networks in order}
 
