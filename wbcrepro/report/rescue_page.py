@@ -114,15 +114,16 @@ def rescue_table_text(table: RescueTable) -> str:
     for start in range(0, len(table.columns), 2):
         columns = table.columns[start : start + 2]
         printed = _printed(table, columns)
-        lines += ["", " " * width + "".join(f"  {'paper':>13}" for _ in printed)
-                  + "".join(f"  {c.words[:24]:>24}  {'Δ [95 %]':>20}" for c in columns)]  # fmt: skip
+        stepped = {c.key for c in columns if any(row.entries[c.key].step is not None for row in table.rows)}
+        heads = [f"  {c.words[:24]:>24} " + f"  {'Δ [95 %]':>20}" * (c.key in stepped) for c in columns]
+        lines += ["", (" " * width + "".join(f"  {'paper':>13}" for _ in printed) + "".join(heads)).rstrip()]
         for row in table.rows:
             line = f"{row.label:{width}}"
             line += "".join(f"  {paper_text(row.entries[g[0].key]):>13}" for g in printed)
             for c in columns:
                 entry = row.entries[c.key]
-                ours = ours_text(entry, c, row.difference) + mark[ranks.get((row.label, c.key))]
-                line += f"  {ours:>24}  {step_text(entry):>20}"
+                line += f"  {ours_text(entry, c, row.difference):>24}" + mark[ranks.get((row.label, c.key))]
+                line += f"  {step_text(entry):>20}" * (c.key in stepped)
             lines.append(line.rstrip())
     lines.append("ours: * best, _ second; intervals, references and verdicts are in --csv and --json")
     if table.predictions.synthetic:

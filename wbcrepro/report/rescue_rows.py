@@ -147,7 +147,8 @@ def waterfall_rows(evaluator: RescueEvaluator, definition: dict, preset: str, on
     specs = {line.label: line for line in lines}
     rows = []
     for line in lines:
-        planned = _cells_of(p, line.spec)
+        places = dict.fromkeys(c.benchmark for c in columns)
+        planned = [m for benchmark in places for m in _cells_of(p, line.spec, benchmark)]
         entries = {c.key: _waterfall_entry(evaluator, definition, specs, line, c) for c in columns}
         rows.append(_row(p, line.label, entries, planned, _elsewhere_in(p, definition, line), ours=not line.printed))
     return columns, rows, _disabled(p, lines)
@@ -244,7 +245,9 @@ def _restoration_row(
         entries[c.key] = RescueEntry(None, None, ours, "", "No restoration" * (step is not None), step=step,
                                      planned=bool(members))  # fmt: skip
     entries |= {c.key: RescueEntry(None, None, None, "", planned=False) for c in also}
-    elsewhere = _elsewhere(evaluator.predictions, definition, "swin")
+    paper = evaluator.predictions.paper
+    runs = [name for name, p in paper["profiles"].items() if line["method"] in ("pix2pix", *p["restorations"])]
+    elsewhere = f"wbcrepro reproduce --paper {paper['name']} --profile {runs[0]}" if runs else ""
     return _row(evaluator.predictions, line["label"], entries, planned, elsewhere, ours=True)
 
 
