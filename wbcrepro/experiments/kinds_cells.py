@@ -29,12 +29,17 @@ from wbcrepro.rescue.cell_evaluation import iou
 from wbcrepro.rescue.cells import Cell, segment
 from wbcrepro.rescue.isolate import border_crop, isolate
 from wbcrepro.rescue.morphology import collect, morphology
-from wbcrepro.rescue.noise import noise_scores
+from wbcrepro.rescue.noise import NOISES, fit_threshold, noise_scores
 from wbcrepro.rescue.restoration_baselines import restore_with
 from wbcrepro.rescue.restoration_evaluation import evaluate, summary
 from wbcrepro.restoration_training import RestorationTraining, fit_pix2pix, restore
+from wbcrepro.seeds import derive_seed
 
 CHUNK = 64
+MASKED = ("ok", "several_cells", "touches_border")
+"""Statuses of `wbcrepro.rescue.cells` whose cell has a mask."""
+COPIES = 100
+"""Training images of which noisy copies are made, to place the noise filter's threshold."""
 TRUTHS = 200
 """Synthetic images per set whose masks are compared with what was drawn: enough for a mean, a second to draw."""
 
@@ -140,20 +145,21 @@ def run_restorer(context: Context) -> dict:
     isolated = context.parent("cells")
     images, status = _images(isolated), _status(isolated)
     train = np.flatnonzero(benchmark.table["set"].to_numpy() == "train")
+    train = train[np.isin(status[train], MASKED)]
     score = noise_scores(images[train])
-    threshold = _threshold(config["threshold"], score)
-    clean = train[(status[train] == "ok") & (score < threshold)]  # noisy training images have no clean version to learn
+    threshold = _threshold(config, images, train, score)
+    clean = train[score < threshold]  # noisy training images have no clean version to learn from
     settings = dict(config["settings"])
     wanted = settings.pop("images")
     if wanted is not None and wanted < len(clean):
         chosen = hash_order(list(benchmark.table["id"].iloc[clean]), "restorer", config["seed"])[:wanted]
         clean = np.sort(clean[chosen])
     degraded = None
-    if config["noise"] == "true_pairs":
-        clean, images, degraded = _true_pairs(context, images, train[status[train] == "ok"])
+    if config["noise"] == ["true_pairs"]:
+        clean, images, degraded = _true_pairs(context, images, train)
         cfg = RestorationTraining(seed=config["seed"], **settings)
     else:
-        cfg = RestorationTraining(noise=(config["noise"],), seed=config["seed"], **settings)
+        cfg = RestorationTraining(noise=tuple(config["noise"]), seed=config["seed"], **settings)
     result = fit_pix2pix(
         images, clean, cfg, degraded=degraded, folder=context.folder, device=context.device, progress=context.progress
     )
@@ -182,9 +188,15 @@ def _masks(isolated: StoredCell, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
         return np.unpackbits(file["cell"][rows], axis=-1, count=window).astype(bool), file["centroid"][rows]
 
 
-def _threshold(asked: float | str, scores: np.ndarray) -> float:
-    """The released code's constant, or ``quantile``: what one training image in a hundred exceeds."""
-    return float(np.quantile(scores, 0.99)) if asked == "quantile" else float(asked)
+def _threshold(config: dict, images: np.ndarray, train: np.ndarray, scores: np.ndarray) -> float:
+    """The released code's constant, or "fitted": what parts training images from noisy copies of them best."""
+    if config["threshold"] != "fitted":
+        return float(config["threshold"])
+    rng = np.random.default_rng(derive_seed("noise threshold"))
+    some = train[np.linspace(0, len(train) - 1, min(COPIES, len(train))).astype(int)]
+    names = [name for name in config["noise"] if name in NOISES] or list(NOISES)
+    copies = [NOISES[name](_channels_last(images[row]), rng) for row in some for name in names]
+    return fit_threshold(scores, noise_scores(np.stack(copies).transpose(0, 3, 1, 2)))
 
 
 def run_restored(context: Context) -> dict:
@@ -192,9 +204,10 @@ def run_restored(context: Context) -> dict:
     config, benchmark = context.cell.config, context.benchmark
     isolated = context.parent("cells")
     images, sets = _images(isolated), benchmark.table["set"].to_numpy()
-    score = noise_scores(images)
-    threshold = _threshold(config["threshold"], score[sets == "train"])
-    noisy = np.flatnonzero((score >= threshold) & (_status(isolated) == "ok"))
+    score, masked = noise_scores(images), np.isin(_status(isolated), MASKED)
+    train = np.flatnonzero((sets == "train") & masked)
+    threshold = _threshold(config, images, train, score[train])
+    noisy = np.flatnonzero((score >= threshold) & masked)
     restored = _restore(context, np.asarray(images[noisy])) if len(noisy) else images[noisy]
     position = np.full(len(images), -1)
     position[noisy] = np.arange(len(noisy))
@@ -230,7 +243,7 @@ def _quality(
     table = context.benchmark.table
     sets, ids = table["set"].to_numpy(), table["id"].to_numpy()
     pristine = {ids[item]: item for item in np.flatnonzero(sets == "test")}
-    degraded = np.flatnonzero((sets == "test_degraded") & (_status(isolated) == "ok"))
+    degraded = np.flatnonzero((sets == "test_degraded") & np.isin(_status(isolated), MASKED))
     if not len(degraded):
         return None
     raw = PixelCache.open(context.parent("pixels").folder / "pixels").images

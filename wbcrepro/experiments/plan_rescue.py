@@ -89,15 +89,20 @@ class _Planner:
     def _restorer(self, noise: str, isolated: Cell) -> Cell:
         """``noise``: of the synthetic pairs, or "true_pairs" where the data has them."""
         config = {
-            "noise": noise,
+            "noise": [noise] if noise == "true_pairs" else self._noises(noise),
             "threshold": self.settings["noise_threshold"],
             "settings": self.settings["restorer"],
             "seed": self._seed("restorer", self.benchmark.name, noise),
         }
         return self._cell("restorer", config, (isolated,), noise=noise)
 
+    def _noises(self, noise: str) -> list[str]:
+        return [noise, *self.settings["more_noise"]]
+
     def _restored(self, name: str, isolated: Cell, restorer: Cell | None, method: str = "", **labels: object) -> Cell:
-        config = {"method": name, "threshold": self.settings["noise_threshold"], "input": self.settings["input"]}
+        noises = self._noises(self.paper["presets"]["paper"]["noise"])  # one filter for all that is compared
+        threshold = {"threshold": self.settings["noise_threshold"], "noise": noises}
+        config = {"method": name, "input": self.settings["input"], **threshold}
         parents = (isolated, restorer) if restorer is not None else (isolated,)
         return self._cell("restored", config, parents, method=method or name, **labels)
 
