@@ -17,6 +17,7 @@ from wbcrepro.stain.augmentation import (
     PAPER,
     RELEASED,
     StainAugmentation,
+    _transfer,
     choose_donors,
     restain,
     stain_vectors,
@@ -39,6 +40,7 @@ from wbcrepro.stain.snmf import (
 from wbcrepro.stain.stain_order import second_is_nuclear, second_is_redder
 
 try:
+    from wbcrepro.stain import snmf_fast, snmf_kernels
     from wbcrepro.stain.colour_jitter import random_colour_jitter
     from wbcrepro.stain.colour_jitter_fast import random_colour_jitter_compiled
 
@@ -266,6 +268,69 @@ def test_compiled_views_are_the_fast_ones(method):
     images = light(batch(2, size=96))  # two images: each is the other's only donor, whatever the clusters are
     views = stain_views(images, generator=generator(), settings=StainAugmentation(method=method))
     torch.testing.assert_close(views, stain_views(images, generator=generator()), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_the_compiled_method_is_nearer_to_float64_than_a_ten_thousandth(method):
+    images = drawn(2, size=160)[1]
+    found, truth = (separate(x, method=m) for x, m in ((images, method), (images.double(), "fast")))
+    torch.testing.assert_close(found.W.double(), truth.W, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.H.double(), truth.H, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_compiled_restaining_is_exact_to_a_hundredth_of_a_grey_level(method):
+    images = torch.cat([light(batch(3, size=96)), drawn(2, size=96)[1]])
+    donors = torch.stack([torch.arange(9).roll(1), torch.arange(9).roll(-2)], 1)
+    expected, found = torch.empty(2, 9, 2, 3, 96, 96)
+    separation = separate(images)
+    _transfer(separation, donors, expected)
+    snmf_fast.transfer_compiled(separation, donors, found)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01 / 255)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_compiled_logarithm_and_exponential(method):
+    values = np.geomspace(0.06, 1, 3000, dtype=np.float32)
+    values[:2] = 0.05, 0
+    image, out = np.stack([values, values[::-1], np.full(3000, 0.5, np.float32)]), np.empty((3, 3000), np.float32)
+    total, finite = snmf_kernels.logarithm(image, out)
+    truth = np.minimum(np.log(np.maximum(image.astype(float), 1e-6)), -1e-6)
+    np.testing.assert_allclose(out, truth, atol=1e-6)
+    np.testing.assert_allclose(total[:3], truth.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(
+        total[3:], [(truth[i] * truth[j]).sum() for i in range(3) for j in range(i, 3)], rtol=1e-5
+    )
+    assert finite
+    for strange_value in (np.nan, np.inf, -np.inf):
+        image[1, 1717] = strange_value
+        assert not snmf_kernels.logarithm(image, out)[1]
+    od = np.concatenate([np.linspace(0, 20, 2998), [80, 1e6]]).astype(np.float32)
+    one_stain = np.array([[1, 0], [0.5, 0], [0, 1]], np.float32)
+    snmf_kernels.light(np.stack([od, od[::-1].copy()]), one_stain, np.array([0, 0, 0.1], np.float32), out)
+    truth = np.exp(-np.stack([od, od / 2, od[::-1] + np.float32(0.1)]).astype(float))
+    np.testing.assert_allclose(out, truth, atol=2e-7)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+@pytest.mark.parametrize("size", [1, 2, 3, 61, 700, 5000])
+@pytest.mark.parametrize("share", [0.01, 0.2])
+def test_quantiles_of_a_tail_are_exact_where_the_sample_misleads_too(method, size, share):
+    rng = np.random.default_rng(size)
+    values = rng.gamma(1, size=size).astype(np.float32)
+    misleading = values.copy()
+    misleading[:: snmf_fast.SAMPLED] += 100  # whatever the sample sees is far above all others
+    for row in (values, misleading, np.round(values), np.zeros_like(values), -misleading):
+        expected = np.quantile(row.astype(float), 1 - share)
+        assert snmf_fast._upper_quantile(row, share) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_extreme_pixels_are_all_found_where_the_grid_misleads(method):
+    _, images = drawn(2, size=160)
+    images[:, 2, ::9, ::9] = 0  # on the grid of every third pixel there are enough to set the bound above the others
+    fast, found = separate(images), separate(images, method=method)
+    torch.testing.assert_close(found.W, fast.W, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("method", COMPILED)
