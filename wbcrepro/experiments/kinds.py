@@ -87,7 +87,9 @@ def run_features(context: Context) -> dict:
     )
     np.save(context.folder / "train.npy", augmented)
     for name, found in rows.items():
-        np.save(context.folder / f"{name}.npy", training.embed(model, images, found, views=DIHEDRAL, **common))
+        with context.inference(len(found)):
+            embedded = training.embed(model, images, found, views=DIHEDRAL, **common)
+        np.save(context.folder / f"{name}.npy", embedded)
     plain = training.embed(model, images, train, views=("identity",), **common)
     np.save(context.folder / "train_plain.npy", plain[:, 0])
     return {

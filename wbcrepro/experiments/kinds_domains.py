@@ -49,7 +49,8 @@ def run_domain_train(context: Context) -> dict:
     for selection in SELECTIONS:
         training.load_weights(model, result.selections[selection])
         for name, index in rows.items():
-            found[name].append(predict_domains(model, images, index, context.device))
+            with context.inference(len(index)):
+                found[name].append(predict_domains(model, images, index, context.device))
     result.selections["last"].unlink()  # no figure or later cell reads these weights
     return _finish(context, rows, found, SELECTIONS) | {
         "train_counts": counts.tolist(), "steps_run": result.steps_run, "swad": result.swad,

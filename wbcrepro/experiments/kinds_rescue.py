@@ -54,11 +54,10 @@ def _score(
 
     model = stored_model(context, train, context.cell.config["checkpoint"])
     images = PixelCache.open(restored.folder / "pixels").images
-    found = {
-        name: (index, training.predict(model, images, index, views=views, device=context.device,
-                                       progress=context.progress))
-        for name, index in rows.items()
-    }  # fmt: skip
+    found, options = {}, {"views": views, "device": context.device, "progress": context.progress}
+    for name, index in rows.items():
+        with context.inference(len(index)):
+            found[name] = (index, training.predict(model, images, index, **options))
     return _finish(context, found, views) | {"train_counts": train.metrics["train_counts"]}
 
 
@@ -78,7 +77,8 @@ def run_embeddings(context: Context) -> dict:
         medsiglip = wanted["backbone"] == "medsiglip"
         embedder = (MedSigLIPEmbedder(device=context.device) if medsiglip
                     else TimmEmbedder(wanted["backbone"], wanted["weights"], device=context.device))  # fmt: skip
-        rows = np.concatenate([embedder.embed(np.asarray(images[i : i + 256])) for i in range(0, len(images), 256)])
+        with context.inference(len(images)):
+            rows = np.concatenate([embedder.embed(np.asarray(images[i : i + 256])) for i in range(0, len(images), 256)])
         about = {"model": embedder.name, "sha256": embedder.digest}
     np.save(context.folder / "embeddings.npy", rows.astype(np.float32))
     missing = int(np.isnan(rows).any(1).sum())

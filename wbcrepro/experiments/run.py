@@ -10,7 +10,8 @@ import json
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +65,17 @@ class Context:
         if file is None or named_weights(str(file))[0] != named:
             raise DataMissing(f"{self.cell.id} starts from the weights {named}. Give the file itself: --weights FILE")
         return str(file)
+
+    @contextmanager
+    def inference(self, images: int) -> Iterator[None]:
+        """Time what runs ``images`` through a network, all their views included; the sum goes into ``env.json``."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        known = self.notes.get("inference", {"images": 0, "seconds": 0.0})
+        seconds = known["seconds"] + time.perf_counter() - start
+        self.notes["inference"] = {"images": known["images"] + images, "seconds": round(seconds, 3)}
 
     def parent(self, *kinds: str) -> StoredCell:
         """The nearest finished ancestor of one of these kinds. ``CellsMissing`` names the command that makes it."""
