@@ -4,7 +4,7 @@ made.
 An image of 224 px does not fit into the cache of a core, so that a pass costs its traffic and what matters is to have
 few: one turns light into its logarithm and sums all that is wanted of it, one turns that into densities and measures
 what they leave, one turns densities into a re-stained image. LLVM vectorises such a loop, with a logarithm or an
-exponential in it too (here polynomials in float32, within 1e-6), where it runs from zero over contiguous rows and its
+exponential in it too (:mod:`wbcrepro.stain.float32_math`), where it runs from zero over contiguous rows and its
 constants are numbers, not elements of an array. Hence the pairs of an inner function for ``SHORT`` pixels, which sums
 in float32, and an outer one, which adds up in float64: that is worth a factor of ten.
 """
@@ -13,36 +13,11 @@ import math
 
 import numpy as np
 
-from wbcrepro.errors import UsageError
+from wbcrepro.stain.float32_math import FAST, INFINITE, MAGNITUDE, ONE, ZERO, exp, magnitude, natural_log, njit
 from wbcrepro.stain.snmf import DARK, EPSILON, LEFT_OUT, STAINED
 
-try:
-    from numba import njit
-except ImportError as error:
-    raise UsageError(
-        'method="compiled" needs numba, which is not installed; run: pip install "wbcrepro[fast]", or use '
-        'method="fast", which needs torch only'
-    ) from error
-
-FAST = {"reassoc", "contract", "arcp", "nsz", "nnan"}  # sums may be reordered; what a NaN comes to is never used
-LEAST, ZERO, ONE, HALF = np.float32(EPSILON), np.float32(0), np.float32(1), np.float32(0.5)
-DARKEST_KEPT, STAINED_SUM = np.float32(DARK), np.float32(3 * STAINED)
-LOG2, LOG2E = np.float32(math.log(2)), np.float32(1 / math.log(2))
-MAGNITUDE, INFINITE = np.int32(0x7FFFFFFF), np.int32(0x7F800000)  # of the bits of a float32
-ROOT_HALF, MANTISSA, BIAS = np.int32(0x3F3504F3), np.int32(23), np.int32(127)
+LEAST, DARKEST_KEPT, STAINED_SUM = np.float32(EPSILON), np.float32(DARK), np.float32(3 * STAINED)
 SHORT = 1024  # terms of a sum in float32
-L2, L3, L4, L5, L6, L7, L8, L9, L10 = (  # Cephes: log(1 + m) - m + m^2/2 over m^3, 0.7 < 1 + m < 1.42
-    np.float32(c)
-    for c in (
-        0.33333331174, -0.24999993993, 0.20000714765, -0.16668057665, 0.14249322787, -0.12420140846, 0.11676998740,
-        -0.11514610310, 0.070376836292,
-    )
-)  # fmt: skip
-E1, E2, E3, E4, E5, E6 = (  # Cephes: 2^f - 1 over f, -0.5 <= f <= 0.5
-    np.float32(c)
-    for c in (0.6931472028550421, 0.2402264791363012, 0.05550332471162809, 0.009618437357674640, 0.001339887440266574,
-              0.0001535336188319500)
-)  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
@@ -52,41 +27,14 @@ def _rows(array, start, stop):
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def _log(x):
-    """Of a normal positive float32: x = 2^e (1 + m) with 1 + m around 1."""
-    bits = np.float32(x).view(np.int32)
-    e = np.int32(np.int32(bits - ROOT_HALF) >> MANTISSA)
-    m = np.int32(bits - (e << MANTISSA)).view(np.float32) - ONE
-    p = L6 + m * (L7 + m * (L8 + m * (L9 + m * L10)))
-    p = L2 + m * (L3 + m * (L4 + m * (L5 + m * p)))
-    return m - m * m * (HALF - m * p) + np.float32(e) * LOG2
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _exp(x):
-    """Of a float32 that is not above 0; e^-87 for what is below -87."""
-    x = max(x * LOG2E, np.float32(-126))
-    whole = np.floor(x + HALF)
-    f = x - whole
-    p = ONE + f * (E1 + f * (E2 + f * (E3 + f * (E4 + f * (E5 + f * E6)))))
-    return p * np.int32((np.int32(whole) + BIAS) << MANTISSA).view(np.float32)
-
-
-@njit(cache=True, nogil=True)
-def _magnitude(x):
-    """Bits that order float32 by size, NaN above all; no comparison of floats, which may assume that there is none."""
-    return np.int32(np.float32(x).view(np.int32) & MAGNITUDE)
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
 def _logarithm(red, green, blue, out_red, out_green, out_blue):
     largest = np.int32(0)
     a0 = a1 = a2 = q0 = q1 = q2 = q3 = q4 = q5 = ZERO
     for i in range(red.size):
         x, y, z = red[i], green[i], blue[i]
-        largest = max(largest, _magnitude(x), _magnitude(y), _magnitude(z))
+        largest = max(largest, magnitude(x), magnitude(y), magnitude(z))
         least = ONE if max(x, y, z) < DARKEST_KEPT else LEAST
-        x, y, z = _log(max(x, least)), _log(max(y, least)), _log(max(z, least))
+        x, y, z = natural_log(max(x, least)), natural_log(max(y, least)), natural_log(max(z, least))
         x, y, z = min(x, -LEAST), min(y, -LEAST), min(z, -LEAST)
         out_red[i], out_green[i], out_blue[i] = x, y, z
         a0, a1, a2 = a0 + x, a1 + y, a2 + z
@@ -130,7 +78,7 @@ def _largest(x, y, z, b0, b1, b2):
     """The largest channel of V, at least 0."""
     largest = np.int32(0)
     for i in range(x.size):  # as bits: of floats, numba's maximum minds NaN, and LLVM sees no reduction
-        largest = max(largest, _magnitude(max(-x[i] - b0, -y[i] - b1, -z[i] - b2, ZERO)))
+        largest = max(largest, magnitude(max(-x[i] - b0, -y[i] - b1, -z[i] - b2, ZERO)))
     return np.int32(largest).view(np.float32)
 
 
@@ -312,6 +260,6 @@ def light(h, w, b, out):
     b0, b1, b2 = b[0], b[1], b[2]
     for i in range(h.shape[1]):
         p, q = -h[0, i], -h[1, i]
-        out[0, i] = _exp(w00 * p + w01 * q - b0)
-        out[1, i] = _exp(w10 * p + w11 * q - b1)
-        out[2, i] = _exp(w20 * p + w21 * q - b2)
+        out[0, i] = exp(w00 * p + w01 * q - b0)
+        out[1, i] = exp(w10 * p + w11 * q - b1)
+        out[2, i] = exp(w20 * p + w21 * q - b2)
