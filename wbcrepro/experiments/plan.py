@@ -125,9 +125,8 @@ def make_plan(
     name = dataset or settings["benchmark"]
     benchmark = load_benchmark(name, data_root=data, cache=store.cache, progress=progress)
     planner = PLANNERS[document["design"]]
-    settings = _with_embeddings(settings, data, name)
     named, file = named_weights(weights or settings["weights"])
-    cells = planner(document, profile, settings, benchmark, named)
+    cells = planner(document, profile, _with_embeddings(settings, data, name), benchmark, named)
     also = []
     for other, changes in (settings.get("also") or {}).items() if dataset is None else ():
         also.append(load_benchmark(other, data_root=data, cache=store.cache, progress=progress))
