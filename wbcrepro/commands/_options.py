@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     """``--paper --profile --data --dataset --weights --store``."""
-    parser.add_argument("--paper", default="all", help="short name (boda, decoupled, sada), or all (default)")
+    parser.add_argument("--paper", default="all", help="short name (boda, decoupled, rescue, sada), or all (default)")
     parser.add_argument("--profile", default="demo", help="tiny, demo (default), mini or paper")
     parser.add_argument("--data", type=Path, help="folder that holds datasets in their published layouts")
     parser.add_argument("--dataset", help="benchmark to use instead of the one that the profile names, or folder:PATH")
