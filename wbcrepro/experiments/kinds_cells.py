@@ -54,7 +54,8 @@ class _Segmentation(Dataset):
         rows = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.images)))
         found = [_isolated(_channels_last(self.images[row]), self.window) for row in rows]
         part = self.folder / f"part-{chunk:05d}.npz"
-        temporary = part.with_suffix(".tmp.npz")
+        # A name of this process: workers of a killed run may still write the same chunk when the next run begins.
+        temporary = part.with_suffix(f".{os.getpid()}.npz")
         np.savez(temporary, **{name: np.stack([one[name] for one in found]) for name in found[0]})
         os.replace(temporary, part)
         return chunk
@@ -96,8 +97,8 @@ def run_cells(context: Context) -> dict:
     images = found.pop("images")
     _cache(context.folder / "pixels", images)
     _save(context.folder / "cells.npz", ids=context.benchmark.table["id"].to_numpy(str), **found)
-    for chunk in range(chunks):
-        (context.folder / f"part-{chunk:05d}.npz").unlink()
+    for part in context.folder.glob("part-*.npz"):
+        part.unlink(missing_ok=True)
     report = {"images": count, "window": window, "status": _counts(context.benchmark, found["status"])}
     truth = _against_truth(context.benchmark, raw, found)
     return report | ({"truth": truth} if truth else {})
