@@ -1,4 +1,4 @@
-"""Chunks of isolated cells: two writers of one chunk, as after a kill whose workers live on, do not disturb each other."""
+"""Chunks of isolated cells: two writers of one chunk, as after a kill whose workers live on, do not disturb it."""
 
 import os
 
