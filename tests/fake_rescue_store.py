@@ -172,10 +172,11 @@ def _measure(store, plan, cell, benchmark, rng, *_) -> dict:
 
 
 def _restore(store, plan, cell, *_) -> dict:
-    better = {"none": 0, "median_3x3": 4, "nl_means": 3, "pix2pix": 5}[cell.config["method"]]
+    better = {"none": 0, "median_3x3": 4, "nl_means": 3, "total_variation": 2, "pix2pix": 5}[cell.config["method"]]
     quality = {"psnr": 20.0 + better, "ssim": 0.6 + better / 50, "cell_psnr": 15.0 + better, "cell_ssim": 0.5}
     before = {"psnr_before": 20.0, "ssim_before": 0.6, "cell_psnr_before": 15.0, "cell_ssim_before": 0.45}
     noisy = {"train": 0.01, "test": 0.02, "test_degraded": 0.75}
+    quality["intervals"] = {name: [value - 0.5, value + 0.5] for name, value in quality.items()}
     return {"threshold": 9.0, "noisy": noisy, "restoration": {**quality, **before, "images": 60, "identical": 0}}
 
 

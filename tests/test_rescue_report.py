@@ -284,6 +284,7 @@ def test_restoration_compares_one_network_on_the_same_images(filled):
     table = build_rescue_table(predictions, "table_restoration", evaluator=evaluator)
     median, ours = (entries(table, row) for row in ("Median filter", "Pix2Pix"))
     assert median["psnr"].number == 24.0 and entries(table, "No restoration")["psnr"].number == 20.0
+    assert median["psnr"].interval == (23.5, 24.5) and "<small>[23.50, 24.50]</small>" in rescue_table_html(table)
     first = cells(plan, "tta", row="swin", folds="group", fold=0)[0]
     a = store.get(first.id).predictions()
     expected = metrics.scores(a["test_degraded_labels"], a["test_degraded_probabilities"][:, 0].argmax(1), 5)

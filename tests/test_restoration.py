@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from wbcrepro import restoration_training
 from wbcrepro.errors import DataMissing, UsageError, WbcreproError
 from wbcrepro.rescue.noise import NOISES
 from wbcrepro.rescue.restoration_baselines import BASELINES, restore_with
-from wbcrepro.rescue.restoration_evaluation import COLUMNS, compare, evaluate, summary
+from wbcrepro.rescue.restoration_evaluation import COLUMNS, compare, evaluate, intervals, summary
 from wbcrepro.restoration_training import Pairs, RestorationTraining, fit_pix2pix, load_generator, restore
 
 SIZE, COUNT = 32, 40
@@ -388,3 +389,30 @@ def test_images_that_are_no_twins_are_refused():
         compare(images[0].transpose(1, 2, 0), images[0].transpose(1, 2, 0)[:-1])
     with pytest.raises(ValueError):
         evaluate(images[:3], images[:4])
+
+
+def test_intervals_draw_whole_patients_and_pair_each_image_with_itself():
+    rng = np.random.default_rng(3)
+    groups = np.repeat(["a", "b", "c", "d"], [5, 9, 2, 8])
+    before = pd.DataFrame(rng.normal(20, 3, (24, 4)), columns=list(COLUMNS))
+    after = before + 2 + rng.normal(0, 0.1, (24, 4))
+    after.loc[4, "psnr"] = np.inf  # equal to its twin: in no mean
+    found = intervals(after, before, groups, draws=500, seed=1)
+    counts = np.random.default_rng(1).multinomial(4, np.full(4, 0.25), size=500)
+    means = []
+    for draw in counts:
+        values = [after["psnr"][i] for name, times in zip("abcd", draw, strict=True) for _ in range(times)
+                  for i in np.flatnonzero(groups == name) if i != 4]  # fmt: skip
+        means.append(np.mean(values) if values else np.nan)
+    assert found["psnr"] == pytest.approx(list(np.nanquantile(means, [0.025, 0.975])))
+    low, high = found["psnr_gain"]
+    assert 1.8 < low < high < 2.2 and high - low < found["psnr"][1] - found["psnr"][0]
+
+
+def test_intervals_resample_images_where_no_patient_is_known():
+    rng = np.random.default_rng(0)
+    before = pd.DataFrame(rng.normal(20, 3, (30, 4)), columns=list(COLUMNS))
+    low, high = intervals(before, before, np.array([""] * 30))["cell_psnr"]
+    assert low < before["cell_psnr"].mean() < high
+    nothing = before.assign(cell_psnr=np.nan)
+    assert np.isnan(intervals(nothing, before, np.array([""] * 30))["cell_psnr"]).all()

@@ -227,6 +227,13 @@ def test_cues_overlap_when_on_and_say_nothing_when_off(on, rare, common, measure
     assert 0.75 <= auc <= 0.90 if on else 0.40 <= auc <= 0.60  # off: within 3 standard errors of chance
 
 
+def test_projections_twice_as_high_are_a_stronger_cue_and_stay_inside_the_drawing():
+    source = drawn(160, ("PLY", "LY"), size=112, spiky_ply=2)
+    truths = [source.truth(i) for i in range(len(source))]
+    assert 0.90 <= roc_auc_score(labels(source) == "PLY", [spikiness(truth) for truth in truths]) <= 0.98
+    assert max(spikiness(truth) for truth in truths) > 1.45  # they are not cut at the edge of a smaller window
+
+
 # --- difficulty ------------------------------------------------------------------------------------------------------
 
 

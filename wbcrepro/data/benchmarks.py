@@ -250,10 +250,11 @@ PROTOCOLS = {"longtail": _longtail, "held_out": _held_out, "single": _single, "o
 
 
 def smear_source(settings: Mapping) -> JoinedSource:
-    """Long-tailed training smears and balanced test smears of other patients."""
+    """Long-tailed training smears and test smears of other patients: as many of each class, but for ``test_more``."""
     order, options = tuple(settings["classes"]), settings["smears"]
     seeds = {part: derive_seed("smears", settings["seed"], part) % 2**31 for part in ("train", "test")}
     tail = SmearSpec.longtail(settings["largest"], settings["ratio"], smallest=settings["smallest"], order=order,
                               seed=seeds["train"], **options)
-    balanced = SmearSpec.balanced(settings["test_per_class"], order, seed=seeds["test"], **options)
-    return join_sources("smears", {"train": SmearSource(tail), "test": SmearSource(balanced)})
+    counts = dict.fromkeys(order, settings["test_per_class"]) | settings.get("test_more", {})
+    test = SmearSpec(counts=counts, seed=seeds["test"], **options)
+    return join_sources("smears", {"train": SmearSource(tail), "test": SmearSource(test)})

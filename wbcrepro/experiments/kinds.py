@@ -19,7 +19,7 @@ from wbcrepro import metrics, training
 from wbcrepro.backbones import Classifier, build_backbone
 from wbcrepro.data.pixels import PixelCache, Preprocessing, build_pixels
 from wbcrepro.data.scale import scaled_reader
-from wbcrepro.experiments import kinds_cells, kinds_domains, kinds_rescue
+from wbcrepro.experiments import kinds_cells, kinds_domains, kinds_rescue, kinds_restoration
 from wbcrepro.experiments.heads import below, head_from_state
 from wbcrepro.experiments.predictions import save_predictions
 from wbcrepro.experiments.run import Context, Runner
@@ -230,4 +230,5 @@ RUNNERS: dict[str, Runner] = {
     **kinds_domains.RUNNERS,
     **kinds_cells.RUNNERS,
     **kinds_rescue.RUNNERS,
+    **kinds_restoration.RUNNERS,
 }

@@ -62,6 +62,7 @@ def _restoration(table: RescueTable) -> list[str]:
     return [
         "Distances are to the pristine twins of the degraded test images, on the isolated cell over white and inside "
         "the cell alone.",
+        "Distances in brackets: 95 % interval of the mean over images, patients drawn whole.",
         f"Macro-F1 in brackets: {_interval(table)}. Δ: paired difference to no restoration.",
     ]
 

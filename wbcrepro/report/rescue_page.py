@@ -70,6 +70,8 @@ def _ours_html(row: RescueRow, column: RescueColumn, rank: str | None) -> str:
     if entry.ours is None and entry.number is None:
         return hole(row.command) if entry.planned and row.command else "–"
     text = marked(ours_text(entry, column, row.difference), rank)
+    if entry.interval is not None:
+        text += "<br><small>[{}, {}]</small>".format(*(number_text(v, column) for v in entry.interval))
     if entry.ours is not None:
         low, high = (100 * v for v in entry.ours.interval())
         text += f"<br><small>[{low:.1f}, {high:.1f}]</small>"
@@ -83,11 +85,16 @@ def _ours_html(row: RescueRow, column: RescueColumn, rank: str | None) -> str:
 def ours_text(entry: RescueEntry, column: RescueColumn, difference: bool = False) -> str:
     """``45.1 ± 1.2`` in percent, a signed difference in points, or a number in the column's unit; else ``–``."""
     if entry.number is not None:
-        return f"{entry.number:.2f}" if column.unit == "dB" else f"{entry.number:.3f}"
+        return number_text(entry.number, column)
     if entry.ours is None:
         return "not run" if entry.planned else "–"
     text = f"{100 * entry.ours.mean:{'+' if difference else ''}.1f}"
     return text if entry.ours.std is None else f"{text} ± {100 * entry.ours.std:.1f}"
+
+
+def number_text(value: float, column: RescueColumn) -> str:
+    """A value in the column's unit: decibels with two digits, an index in [0, 1] with three."""
+    return f"{value:.2f}" if column.unit == "dB" else f"{value:.3f}"
 
 
 def step_text(entry: RescueEntry) -> str:

@@ -23,11 +23,12 @@ Built = tuple[tuple[RescueColumn, ...], list["RescueRow"], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class RescueEntry(Entry):
-    """One value. ``step``: ours minus that of the row ``reference``, paired. ``number``: a value without an interval
-    (dB, a share); ``planned``: False where nothing is to stand there."""
+    """One value. ``step``: ours minus that of the row ``reference``, paired. ``number``: a value in the column's unit
+    (dB, a share) and its ``interval``; ``planned``: False where nothing is to stand there."""
 
     step: Estimate | None = None
     number: float | None = None
+    interval: tuple[float, float] | None = None
     planned: bool = True
 
 
@@ -236,7 +237,9 @@ def _restoration_row(
     about = restored[0].metrics.get("restoration", {}) if restored else {}
     for c in quality:
         number = about.get(f"{c.metric}_before" if line["method"] == "none" else c.metric)
-        entries[c.key] = RescueEntry(None, None, None, "", number=number, planned=bool(restored))
+        between = about.get("intervals", {}).get(c.metric)
+        entries[c.key] = RescueEntry(None, None, None, "", number=number, interval=between and tuple(between),
+                                     planned=bool(restored))  # fmt: skip
     planned = list(restored)
     for c in scores:
         ours, members = restored_score(evaluator, line["method"], c.on)

@@ -120,7 +120,7 @@ def _line(table: RescueTable, row: RescueRow, column: RescueColumn) -> dict:
         "row": row.label, "column": column.words, "benchmark": column.benchmark or table.predictions.benchmark,
         "set": column.on, "metric": column.metric, "unit": "points" if row.difference else column.unit,
         "preset": table.preset, "paper_mean": paper[0], "paper_std": paper[1], **entry.numbers(),
-        "number": entry.number, **step_numbers(entry), "reference": entry.reference,
+        "number": entry.number, **_between(entry), **step_numbers(entry), "reference": entry.reference,
         "verdict": verdicts.VALUES.get(entry.verdict, ""), "missing_cells": len(row.missing),
     }  # fmt: skip
 
@@ -129,7 +129,12 @@ def _json(key: str, entry: RescueEntry) -> dict:
     steps = {k: None if v is None else round(v, 4) for k, v in step_numbers(entry).items()}
     value = entry_json(Entry(entry.paper, None, entry.ours, entry.verdict or "missing", entry.reference))
     value = {k: v for k, v in value.items() if k != "code_log"} | {"verdict": verdicts.VALUES.get(entry.verdict, "")}
-    return {"column": key, **value, "number": entry.number, **steps}
+    return {"column": key, **value, "number": entry.number, **_between(entry), **steps}
+
+
+def _between(entry: RescueEntry) -> dict[str, float | None]:
+    low, high = entry.interval or (None, None)
+    return {"number_low": low, "number_high": high}
 
 
 def build_rescue_table(

@@ -57,3 +57,28 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
     finite = scores.replace([np.inf, -np.inf], np.nan)
     means = {name: float(finite[name].mean()) for name in COLUMNS}
     return means | {"images": len(scores), "identical": int(np.isinf(scores["psnr"]).sum())}
+
+
+def intervals(
+    restored: pd.DataFrame, unrestored: pd.DataFrame, groups: np.ndarray, *, draws: int = 2000, seed: int = 0
+) -> dict[str, list[float]]:
+    """95 % percentile intervals of the means of ``restored``, and of their gains over ``unrestored`` ("psnr_gain").
+
+    Both are from ``evaluate``, row i of the same image. ``groups`` (N,): patients, drawn whole with replacement; images
+    alone where no patient is known. An image that equals its twin enters no mean of PSNR; NaN where nothing is left.
+    """
+    _, code = np.unique(np.asarray(groups), return_inverse=True)
+    if not code.any():
+        code = np.arange(len(restored))
+    units = code.max() + 1
+    weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws)[:, code]
+    found = {}
+    for name in COLUMNS:
+        after, before = (frame[name].replace([np.inf, -np.inf], np.nan).to_numpy() for frame in (restored, unrestored))
+        for key, values in ((name, after), (f"{name}_gain", after - before)):
+            known = np.isfinite(values)
+            total = weights[:, known].sum(1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                means = weights[:, known] @ values[known] / total
+            found[key] = [float(v) for v in np.nanquantile(means, [0.025, 0.975])] if known.any() else [np.nan] * 2
+    return found

@@ -151,19 +151,22 @@ def _granules(
 
 def draw_cell(
     rng: np.random.Generator, label: str, *, size: int, pixel: float, scale: float = 1.0, granularity: float = 1.0,
-    spiky_ply: bool = True, eccentric_pc: bool = True,
+    spiky_ply: float = True, eccentric_pc: bool = True,
 ) -> Drawn:  # fmt: skip
     """Draw a cell of class ``label`` near the middle of a canvas of ``size`` pixels of ``pixel`` µm.
 
-    ``scale`` multiplies its radius, ``granularity`` the number of its granules. With a switch off, the cue is drawn
-    from the range that the other classes share, so it says nothing about the class.
+    ``scale`` multiplies its radius, ``granularity`` the number of its granules, ``spiky_ply`` the height of the
+    projections of PLY. With a switch off, the cue is drawn from the range that the other classes share, so it says
+    nothing about the class.
     """
     form = FORMS[label]
     radius = _draw(rng, form.radius) * scale
     centre = tuple(float(c) for c in rng.normal(0, 0.05 * radius, 2))
-    frame = window(size, pixel, centre, 1.45 * radius)
+    spikes = SPIKES["baseline"]
+    if label == "PLY" and spiky_ply:
+        spikes = tuple(spiky_ply * height for height in SPIKES["PLY"])
+    frame = window(size, pixel, centre, max(1.45, 1.1 + spikes[1]) * radius)
     distance, angle = polar(frame, centre)
-    spikes = SPIKES["PLY"] if label == "PLY" and spiky_ply else SPIKES["baseline"]
     profile = _outline(rng, form, spikes, neighbours=True)
     membrane = around(profile * np.float32(radius), angle) - distance
     offset = form.offset

@@ -34,7 +34,8 @@ class SmearSpec:
     patient_variation: of stain, light and cell size between patients and slides, 1 = as observed, 0 = none.
     red_cells: density of red cells, 1 as in a thin smear, 0 none.
     degradation, severity: applied by ``read``; severity 0 leaves the pristine image.
-    spiky_ply, eccentric_pc: whether the two cues of the rescue rules carry information.
+    spiky_ply, eccentric_pc: whether the two cues of the rescue rules carry information; a number for the first
+        makes the projections of PLY so many times as high.
     """
 
     counts: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(CLASSES, 10))
@@ -51,7 +52,7 @@ class SmearSpec:
     red_cells: float = 1.0
     degradation: str = "mixed"
     severity: int = 0
-    spiky_ply: bool = True
+    spiky_ply: float = True
     eccentric_pc: bool = True
     name: str = "smears"
 
@@ -84,6 +85,8 @@ class SmearSpec:
                 )
         if self.size < 16 or self.patients < 1 or min([0, *self.counts.values()]) < 0 or self.severity not in range(4):
             raise UsageError("smears: expected size >= 16, patients >= 1, counts >= 0 and severity 0, 1, 2 or 3")
+        if not 0 <= self.spiky_ply <= 3:
+            raise UsageError(f"smears: spiky_ply is off, on or a factor of at most 3, got {self.spiky_ply!r}")
         if min([1, *self.confined.values()]) < 1:
             raise UsageError(f"smears: a confined class needs at least one patient, got {self.confined}")
 
