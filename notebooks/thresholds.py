@@ -79,7 +79,8 @@ banner(session.synthetic, SYNTHETIC)
 #
 # - boost $B_c$: under the rules `paper` $\log(1+n_{\max})/\log(1+n_c)$, our reading of the text; under `fitted` the
 #   smallest factor with which 90 % of the out-of-fold cells of the class beat every common class;
-# - $\tau$: the highest out-of-fold F1 of the class after phase 2; of equals the stricter;
+# - $\tau$: the highest out-of-fold F1 of the class; of equals the stricter. Under `paper` after phase 2, under `fitted`
+#   after phase 3, so that the second model may let pass what the shape of the cell will stop;
 # - $\tau_S$: the 95 % quantile of the spikiness of the class that it is confused with (the text: "statistical outlier
 #   thresholds");
 # - $\tau_M$: $\sqrt{\chi^2_{F;\,0.95}}$ for $F$ features, within which 95 % of the class would lie if its features were

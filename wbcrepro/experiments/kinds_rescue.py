@@ -27,7 +27,7 @@ from wbcrepro.inference.tta import DIHEDRAL, RESCUE_WEIGHTS, combine_views
 from wbcrepro.rescue.morphology import BOX_COLUMNS, CODE_COLUMNS, PAPER_COLUMNS, Morphology
 from wbcrepro.rescue.rules import RESCUE_CODE, RareClass, Rules
 from wbcrepro.rescue.suppress_rescue import suppress_and_rescue
-from wbcrepro.rescue.thresholds import fit_thresholds
+from wbcrepro.rescue.thresholds import FitSettings, fit_thresholds
 from wbcrepro.semantic_training import SemanticSettings, fit_semantic, predict_semantic
 
 TESTS = ("test", "test_degraded")
@@ -134,8 +134,9 @@ def run_rescue(context: Context) -> dict:
         rows = np.array([position[name if name != "oof" else "train", i] for i in ids])
         cells = morphology.take(rows)
         if rules is None:  # the first set is "oof": nothing that is fitted here has seen a test image
+            settings = FitSettings(judge=context.cell.config.get("judge", "phase2"))
             rules = fit_thresholds(p_swin, p_semantic, cells, labels, rules_template(context), classes,
-                                   groups=groups if (groups != "").all() else None)  # fmt: skip
+                                   settings=settings, groups=groups if (groups != "").all() else None)  # fmt: skip
             write_json(context.folder / "rules.json", rules.to_json())
         trace = suppress_and_rescue(p_swin, p_semantic, cells, rules, classes)
         arrays |= {f"{name}_ids": ids, f"{name}_labels": labels, f"{name}_groups": groups}

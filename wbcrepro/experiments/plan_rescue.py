@@ -83,6 +83,7 @@ class _Planner:
         for name, rules in self.paper["rules"].items():
             if rules["preset"] == preset:
                 config = {"mode": rules["mode"], "boost": rules["boost"], "targets": targets}
+                config |= {"judge": rules["judge"]} if "judge" in rules else {}
                 rescues.append(self._cell("rescue", config, (*swin, *semantic, morphology), preset=preset, rules=name))
         return [*found, embeddings, *semantic, morphology, *rescues]
 
