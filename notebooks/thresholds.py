@@ -44,7 +44,7 @@ import torch
 from IPython.display import Markdown, display
 
 from wbcrepro.errors import WbcreproError
-from wbcrepro.experiments.kinds_rescue import rules_template, run_rescue
+from wbcrepro.experiments.kinds_rescue import fit_settings, rules_template, run_rescue
 from wbcrepro.experiments.run import Context
 from wbcrepro.experiments.store import Store
 from wbcrepro.metrics import scores
@@ -283,7 +283,8 @@ frame_html(
 def resampled(name, draws):
     """Thresholds of ``draws`` fits, each on patients drawn with replacement."""
     swin, semantic, cells, scored, _ = training_side(name)
-    template = rules_template(Context(session.plan.cell(ours.rescue_of(name).id), session.store, session.plan, None))
+    context = Context(session.plan.cell(ours.rescue_of(name).id), session.store, session.plan, None)
+    template, settings = rules_template(context), fit_settings(context)
     units = scored.groups if (scored.groups != "").all() else scored.ids
     members = [np.flatnonzero(units == unit) for unit in np.unique(units)]
     rng, found = np.random.default_rng(5), []
@@ -292,7 +293,7 @@ def resampled(name, draws):
         rows = np.concatenate([members[k] for k in picked])
         groups = np.concatenate([np.full(len(members[k]), str(j)) for j, k in enumerate(picked)])
         found.append(fit_thresholds(swin[rows], semantic[rows], cells.take(rows), scored.labels[rows], template,
-                                    classes, groups=groups))  # fmt: skip
+                                    classes, settings=settings, groups=groups))  # fmt: skip
     return found
 
 
@@ -372,9 +373,10 @@ if "fitted" in MADE and ours.trace("fitted", "test_degraded"):
     member = ours.rescue_of("fitted")
     both = ours.part(member, "predictions")["test_degraded_probabilities"].astype(float)
     cells = ours.measured("paper", "test_degraded", scored.ids)
-    template = rules_template(Context(session.plan.cell(member.id), session.store, session.plan, None))
+    context = Context(session.plan.cell(member.id), session.store, session.plan, None)
     try:
-        cheat = fit_thresholds(both[:, 0], both[:, 1], cells, scored.labels, template, classes,
+        cheat = fit_thresholds(both[:, 0], both[:, 1], cells, scored.labels, rules_template(context), classes,
+                               settings=fit_settings(context),
                                groups=scored.groups if (scored.groups != "").all() else None)  # fmt: skip
         codes = suppress_and_rescue(both[:, 0], both[:, 1], cells, cheat, classes).final
         base, honest, tuned = (100 * scores(scored.labels, c, len(classes))["macro_f1"]

@@ -254,7 +254,7 @@ def draw_phase(axis, trace, i, k):
               clip_on=False)  # fmt: skip
     axis.set_ylim(0, 1)
     verdict = "passed" if trace.passed[i, k] else "stopped"
-    axis.set_xlabel(f"value {value:.3g}, limit {limit:.3g}, margin {margin:+.3g}: {verdict}", fontsize=8)
+    axis.set_xlabel(f"value {value:.4g}, limit {limit:.4g}, margin {margin:+.2g}: {verdict}", fontsize=8)
 
 
 def watch(choice):

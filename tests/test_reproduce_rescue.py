@@ -21,6 +21,15 @@ from wbcrepro.rescue.trace import Trace, explain
 RESCUE = ("--paper", "rescue", "--profile", "tiny")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the commands that fill the store run: sums of floats depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     """A store in which the paper has run without interruption."""

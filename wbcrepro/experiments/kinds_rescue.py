@@ -134,9 +134,9 @@ def run_rescue(context: Context) -> dict:
         rows = np.array([position[name if name != "oof" else "train", i] for i in ids])
         cells = morphology.take(rows)
         if rules is None:  # the first set is "oof": nothing that is fitted here has seen a test image
-            settings = FitSettings(judge=context.cell.config.get("judge", "phase2"))
             rules = fit_thresholds(p_swin, p_semantic, cells, labels, rules_template(context), classes,
-                                   settings=settings, groups=groups if (groups != "").all() else None)  # fmt: skip
+                                   settings=fit_settings(context),
+                                   groups=groups if (groups != "").all() else None)  # fmt: skip
             write_json(context.folder / "rules.json", rules.to_json())
         trace = suppress_and_rescue(p_swin, p_semantic, cells, rules, classes)
         arrays |= {f"{name}_ids": ids, f"{name}_labels": labels, f"{name}_groups": groups}
@@ -158,6 +158,11 @@ def rules_template(context: Context) -> Rules:
     config = context.cell.config
     rare = tuple(_rare_class(target, config) for target in config["targets"])
     return Rules(config["mode"], rare, accept=("ok", "several_cells"))  # a second cell in the image is no hindrance
+
+
+def fit_settings(context: Context) -> FitSettings:
+    """How the thresholds of the cell are fitted."""
+    return FitSettings(judge=context.cell.config.get("judge", "phase2"))
 
 
 def _rare_class(target: dict, config: dict) -> RareClass:

@@ -112,10 +112,10 @@ def assemble(*, base, standing, phase1, phase2, candidate, nearest, rival, phase
 def _verdict(trace: Trace, i: int, k: int) -> str:
     margin = float(trace.margin[i, k])
     if trace.passed[i, k]:
-        return "passed" if np.isnan(margin) else f"passed by {margin:.3g}"
+        return "passed" if np.isnan(margin) else f"passed by {margin:.2g}"
     why = trace.reason[i]
     if why in ("no_candidate", "semantic", "cue"):
-        return f"stopped, {-margin:.3g} short" if margin < 0 else "stopped, at the limit"
+        return f"stopped, {-margin:.2g} short" if margin < 0 else "stopped, at the limit"
     return f"stopped: {REASONS[why]}"
 
 
@@ -128,13 +128,13 @@ def explain(trace: Trace, i: int) -> list[str]:
     if trace.nearest[i] < 0:
         return [*lines, "no rule is in force", f"final label: {name[trace.final[i]]}"]
     rare, value, limit = name[trace.nearest[i]], trace.value[i], trace.limit[i]
-    lines.append(f"phase 1: boosted P[{rare}] {value[0]:.3g} against {limit[0]:.3g} of {name[trace.rival[i]]}: "
+    lines.append(f"phase 1: boosted P[{rare}] {value[0]:.4g} against {limit[0]:.4g} of {name[trace.rival[i]]}: "
                  + _verdict(trace, i, 0))
     if trace.passed[i, 0]:
-        seen = "no embedding" if np.isnan(value[1]) else f"semantic P[{rare}] {value[1]:.3g} against {limit[1]:.3g}"
+        seen = "no embedding" if np.isnan(value[1]) else f"semantic P[{rare}] {value[1]:.4g} against {limit[1]:.4g}"
         lines.append(f"phase 2: {seen}: {_verdict(trace, i, 1)}")
     if trace.passed[i, 1]:
         cue = CUE_NAMES[trace.rules.of(rare).cue]
-        numbers = "" if np.isnan(value[2]) else f" {value[2]:.3g} against {limit[2]:.3g}"
+        numbers = "" if np.isnan(value[2]) else f" {value[2]:.4g} against {limit[2]:.4g}"
         lines.append(f"phase 3: {cue}{numbers}: {_verdict(trace, i, 2)}")
     return [*lines, f"final label: {name[trace.final[i]]}"]
