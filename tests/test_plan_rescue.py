@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from wbcrepro.errors import UsageError
+from wbcrepro.experiments.kinds_rescue import fit_settings
 from wbcrepro.experiments.plan import make_plan
+from wbcrepro.experiments.run import Context
 from wbcrepro.experiments.store import Store
 from wbcrepro.papers import load_paper
 
@@ -107,3 +109,10 @@ def test_every_profile_names_what_exists(profile):
         assert row["row"] in settings["rows"]
     methods = {row["method"] for row in paper["tables"]["table_restoration"]["rows"]}
     assert methods <= {*BASELINES, "pix2pix", "true_pairs"}
+
+
+def test_fitted_rules_choose_tau_for_the_label_at_the_end(plan):
+    judges = {cell.labels["rules"]: cell.config.get("judge", "phase2") for cell in of(plan, "rescue")}
+    assert judges == {"paper": "phase2", "fitted": "final", "code": "phase2"}
+    fitted = of(plan, "rescue", rules="fitted")[0]
+    assert fit_settings(Context(fitted, None, plan, None)).judge == "final"
