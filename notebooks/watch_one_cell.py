@@ -25,7 +25,8 @@ ACCUMULATE = None  # passes that make one batch, or None for the profile's
 # A table says how many cells were rescued. This page shows three of them on their way through the
 # [pipeline](rescue) of `rescue` {cite:p}`nguyen2026rescue`: one that was rightly relabelled, one on which the rules
 # were wrong, and one rare cell that nobody noticed. For each: the picture at every stage, what both branches said, and
-# how far it was from each threshold.
+# how far it was from each threshold. It is the paper's Fig. 2 with a real image in each of its boxes, where the data
+# are real.
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt

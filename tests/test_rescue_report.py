@@ -159,6 +159,7 @@ def test_without_patients_all_folds_are_by_image(tmp_path):
     assert table.rows[0].cells == tuple(m.id for m in predictions.networks("swin", "paper"))
     fall = fall_frame(RescueEvaluator(predictions, N))
     assert "cross-validation, folds by patient" not in set(fall["station"]) and len(fall) == 4
+    assert "no patients known" in fall["what changed"][1] and "other patients" not in " ".join(fall["what changed"])
 
 
 # Table 2

@@ -115,6 +115,8 @@ def fall_frame(evaluator: RescueEvaluator, metric: str = "macro_f1", preset: str
     """
     lines, before = [], None
     changed = dict(STEPS)
+    if evaluator.predictions.grouped() is False:
+        changed["pristine test set, single fold"] = "other images and other shares of the classes (no patients known)"
     for station, estimate in fall_estimates(evaluator, metric, preset).items():
         if estimate is None:
             continue
