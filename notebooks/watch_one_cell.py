@@ -89,7 +89,8 @@ frame_html(
 # - **rescued**: a rare cell that was called something else and has its own name at the end;
 # - **wrong**: another cell that was made rare; if there is none, a rare cell that surfaced as what it is and was
 #   stopped;
-# - **missed**: a rare cell that did not even surface; if there is none, any other that is not recognised at the end.
+# - **missed**: a rare cell that stayed below the limit of phase 1; if there is none, one that surfaced and was stopped,
+#   and last one whose class has no rule in force ([why](thresholds) a rule is switched off).
 
 # %%
 def chosen(kinds):
@@ -119,11 +120,15 @@ def stopped(t, y):
 
 
 def unseen(t, y):
-    return rare(t, y) & (t.final != y) & (t.candidate != y)
+    return rare(t, y) & (t.final != y) & (t.candidate != y) & (t.nearest == y)
+
+
+def unruled(t, y):
+    return rare(t, y) & (t.final != y)
 
 
 choices = {"rescued": chosen([rescued]), "wrong": chosen([wrongly_rescued, stopped]),
-           "missed": chosen([unseen, stopped])}  # fmt: skip
+           "missed": chosen([unseen, stopped, unruled])}  # fmt: skip
 
 # %% tags=["hide-input"]
 def ancestor(cell_id, kind):
