@@ -129,7 +129,26 @@ def test_a_head_that_saw_its_images_flatters_itself(ordinary):
     assert known["optimism"].mean == pytest.approx(known["seen"].mean - known["out of fold"].mean) and (
         known["optimism"].interval()[0] > 0
     )
-    assert all("optimism +" in f.note for f in of(found, "C11").values())
+    assert known["left out"] == 0 and all("optimism +" in f.note for f in of(found, "C11").values())
+
+
+@pytest.mark.parametrize("stored", ["marked", "left out"])
+def test_a_training_image_without_an_embedding_is_counted_and_left_out(tmp_path, stored):
+    plan = fake_rescue_plan()
+    store = fill_rescue_store(tmp_path, plan)
+    gone = plan.benchmark.table["id"][0]
+    for cell in (c for c in plan.cells if c.kind == "semantic"):
+        name = "val" if cell.config["fold"] >= 0 else "train"
+        arrays = dict(store.get(cell.id).predictions())
+        at = np.flatnonzero(arrays[f"{name}_ids"] == gone)
+        arrays[f"{name}_missing"][at] = True
+        if name == "train" and stored == "left out":  # so do stores of before
+            arrays |= {k: np.delete(v, at, 0) for k, v in arrays.items() if k.startswith("train_")}
+        np.savez(store.folder(cell.id) / "predictions.npz", **arrays)
+    predictions = from_rescue_plan(plan, store)
+    known = optimism(RescueEvaluator(predictions, 20))
+    assert known["left out"] == 1 and set(known["optimism"].values) == {"pooled"}
+    assert of(evaluate_rescue_claims(predictions, n=20), "C11")
 
 
 def test_without_a_control_or_patients_a_claim_says_so(tmp_path):

@@ -94,7 +94,8 @@ def _published(context: Context, file: Path) -> np.ndarray:
 
 
 def run_semantic(context: Context) -> dict:
-    """The contrastive head on stored embeddings. Fold -1 trains on all images, as the paper does, and scores them."""
+    """The contrastive head on stored embeddings. Fold -1 trains on all training images, as the paper does, and scores
+    them; an image without an embedding is scored by none, and trains none."""
     config, table = context.cell.config, context.benchmark.table
     embeddings = np.load(context.parent("embeddings").folder / "embeddings.npy").astype(np.float32)
     labels, classes = table["label"].to_numpy(np.int64), context.benchmark.classes
@@ -109,7 +110,7 @@ def run_semantic(context: Context) -> dict:
     )  # fmt: skip
     rows = _rows(context, config["fold"], "group", "all")
     if config["fold"] < 0:
-        rows = {"train": train, **{name: index for name, index in rows.items() if name != "val"}}
+        rows = {"train": np.flatnonzero(in_train), **{name: index for name, index in rows.items() if name != "val"}}
     # An image without an embedding has no probabilities: zeros, and the column that says so.
     found = {n: (i, np.nan_to_num(predict_semantic(head, embeddings[i]))[:, None]) for n, i in rows.items()}
     kept = max(line["epoch"] for line in history if line["kept"])

@@ -225,10 +225,13 @@ def gallery_frame(
     return pd.DataFrame(lines)
 
 
-def optimism(evaluator: RescueEvaluator, preset: str = "paper", metric: str = "macro_f1") -> dict[str, Estimate]:
+def optimism(
+    evaluator: RescueEvaluator, preset: str = "paper", metric: str = "macro_f1"
+) -> dict[str, Estimate | int]:
     """The second branch on the training images: scored by the head that was trained on all of them ("seen"), and by
-    those that did not see them ("out of fold"), pooled; and their paired difference ("optimism"). Empty while one of
-    them is missing."""
+    those that did not see them ("out of fold"), pooled; and their paired difference ("optimism"). Images that one of
+    them has no probabilities for (no embedding) are in neither: "left out" counts them. Empty while something is
+    missing."""
     p = evaluator.predictions
     heads = p.select("semantic", preset)
     if not heads or not all(m.done for m in heads):
@@ -237,17 +240,23 @@ def optimism(evaluator: RescueEvaluator, preset: str = "paper", metric: str = "m
     seen = [p.read(m, "train") for m in heads if m.fold < 0]
     if not seen or any(part is None for part in (*parts, *seen)):
         return {}
+    found = {}
+    for words, group in (("seen", seen), ("out of fold", parts)):
+        columns = [np.concatenate([getattr(f, n) for f in group]) for n in ("ids", "labels", "groups", "probabilities")]
+        order = np.argsort(columns[0], kind="stable")
+        found[words] = [column[order] for column in columns]
+    names = np.unique(np.concatenate([ids for ids, *_ in found.values()]))
+    embedded = [ids[~np.isnan(q).any(1)] for ids, _, _, q in found.values()]
+    common = np.intersect1d(*embedded)
+    if not len(common):
+        return {}
     known = {}
-    for words, found in (("seen", seen), ("out of fold", parts)):
-        ids = np.concatenate([f.ids for f in found])
-        order = np.argsort(ids, kind="stable")
-        labels, groups, q = (np.concatenate([getattr(f, n) for f in found])[order]
-                             for n in ("labels", "groups", "probabilities"))  # fmt: skip
-        known[words] = Decided(ids[order], labels, np.nan_to_num(q).argmax(1), units_of(ids[order], groups))
-    if not np.array_equal(known["seen"].ids, known["out of fold"].ids):
-        raise ValueError("the heads of the second branch scored different training images")
+    for words, (ids, labels, groups, q) in found.items():
+        rows = np.isin(ids, common)
+        known[words] = Decided(ids[rows], labels[rows], q[rows].argmax(1), units_of(ids[rows], groups[rows]))
     scores = {words: evaluator.score({"pooled": d}, metric, f"{p.benchmark}, training") for words, d in known.items()}
-    return scores | {"optimism": scores["seen"].minus(scores["out of fold"])}
+    paired = scores["seen"].minus(scores["out of fold"])
+    return {**scores, "optimism": paired, "left out": len(names) - len(common)}
 
 
 def everything_head(evaluator: RescueEvaluator, on: str, preset: str = "paper") -> Estimate | None:
