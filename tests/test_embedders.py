@@ -15,7 +15,15 @@ from torch.nn import functional as F
 
 from wbcrepro import embedders
 from wbcrepro.backbones import TINY, build_backbone
-from wbcrepro.embedders import MedSigLIPEmbedder, TimmEmbedder, embedding_source, read_embeddings, unit_rows
+from wbcrepro.embedders import (
+    MedSigLIPEmbedder,
+    TimmEmbedder,
+    embedding_problems,
+    embedding_source,
+    problem_words,
+    read_embeddings,
+    unit_rows,
+)
 from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.seeds import derive_seed
 
@@ -297,16 +305,20 @@ if importlib.util.find_spec("pyarrow"):
             read_embeddings(path, IDS)
 
 
-def test_gaps_are_rows_of_nan_to_be_counted_but_doubled_and_foreign_ids_stop(tmp_path):
+def test_gaps_are_rows_of_nan_to_be_counted_and_foreign_ids_are_passed_over(tmp_path):
     path = tmp_path / "e.npz"
-    rows = np.eye(4, dtype=np.float32)
+    rows = np.eye(6, dtype=np.float32)
     rows[1], rows[2] = np.nan, 0
-    np.savez(path, ids=np.array(["a", "b", "c", "d"]), embeddings=rows)
-    found = read_embeddings(path, ["d", "x", "a", "b", "c"], gaps=True)
-    assert np.isnan(found).all(1).tolist() == [False, True, False, True, True]
-    assert np.array_equal(found[[0, 2]], rows[[3, 0]])
-    with pytest.raises(UsageError, match="1 in the file but not in the dataset"):
-        read_embeddings(path, ["a", "b", "c"], gaps=True)
-    np.savez(path, ids=np.array(["a", "a"]), embeddings=np.eye(2, dtype=np.float32))
-    with pytest.raises(UsageError, match="1 twice in the file"):
-        read_embeddings(path, ["a"], gaps=True)
+    np.savez(path, ids=np.array(["a", "b", "c", "d", "a", "stranger"]), embeddings=rows)
+    wanted = ["d", "x", "a", "b", "c", "e"]
+    found = read_embeddings(path, wanted, gaps=True)
+    assert np.isnan(found).all(1).tolist() == [False, True, True, True, True, True]
+    assert np.array_equal(found[0], rows[3])
+    problems = embedding_problems(path, wanted)
+    assert {what: names for what, names in problems.items() if names} == {
+        "missing from the file": ["e", "x"], "twice in the file": ["a"],
+        "in the file but not in the dataset": ["stranger"], "with NaN or infinite values": ["b"], "all zero": ["c"],
+    }  # fmt: skip
+    assert problem_words(problems).startswith("2 missing from the file (e, x); 1 twice in the file (a); ")
+    with pytest.raises(UsageError, match="got: 1 asked for twice"):
+        read_embeddings(path, ["a", "a"], gaps=True)

@@ -123,14 +123,44 @@ def read_embeddings(path: str | Path, ids: Sequence[str], *, gaps: bool = False)
 
     Raises DataMissing for no file, or parquet without pyarrow; UsageError for another layout, and one that lists all of
     them for ids that are missing, doubled or foreign and for rows that are not finite or all zero. With ``gaps``, an
-    image without a usable row (missing, not finite, all zero) is a row of NaN instead, for the caller to count.
+    image without a usable row (missing, doubled, not finite, all zero) is a row of NaN instead, for the caller to
+    count, and foreign ids are passed over; `embedding_problems` names them.
     """
     path, wanted = Path(path), [str(name) for name in ids]
     found, rows, _ = _read(path)
+    problems = _problems(found, rows, wanted)
+    if gaps:
+        problems = {"asked for twice": problems["asked for twice"]}
+    if said := problem_words(problems):
+        raise UsageError(f"{path.name}: expected one finite embedding for each of the {len(set(wanted))} images of the "
+                         f"dataset, got: {said}. Next step: write the file again for exactly these images.")
+    position, doubled = {name: number for number, name in enumerate(found)}, set(_twice(found))
+    out = np.full((len(wanted), rows.shape[1]), np.nan)
+    known_rows = [number for number, name in enumerate(wanted) if name in position and name not in doubled]
+    out[known_rows] = rows[[position[wanted[number]] for number in known_rows]]
+    return unit_rows(out)
+
+
+def embedding_problems(path: str | Path, ids: Sequence[str]) -> dict[str, list[str]]:
+    """``{what: ids}`` that keeps an embedding file from being one for the images ``ids``; every kind, also empty ones.
+
+    Raises DataMissing and UsageError for files that cannot be read, as `read_embeddings` does.
+    """
+    found, rows, _ = _read(Path(path))
+    return _problems(found, rows, [str(name) for name in ids])
+
+
+def problem_words(problems: dict[str, list[str]]) -> str:
+    """The problems in words, with the first three ids of each; empty where there are none."""
+    said = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for what, names in problems.items() if names]
+    return "; ".join(said)
+
+
+def _problems(found: list[str], rows: np.ndarray, wanted: list[str]) -> dict[str, list[str]]:
     known = set(wanted)
-    zero = ~rows.any(1)
-    finite = np.isfinite(rows).all(1)
-    problems = {
+    zero, finite = ~rows.any(1), np.isfinite(rows).all(1)
+    return {
         "asked for twice": _twice(wanted),
         "missing from the file": sorted(known - set(found)),
         "twice in the file": _twice(found),
@@ -138,19 +168,6 @@ def read_embeddings(path: str | Path, ids: Sequence[str], *, gaps: bool = False)
         "with NaN or infinite values": [name for name, good in zip(found, finite, strict=True) if not good],
         "all zero": [name for name, bad in zip(found, zero, strict=True) if bad],
     }
-    if gaps:
-        problems = {what: problems[what] for what in ("asked for twice", "twice in the file",
-                                                      "in the file but not in the dataset")}  # fmt: skip
-    said = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in problems.items() if names]
-    if said:
-        raise UsageError(f"{path.name}: expected one finite embedding for each of the {len(known)} images of the "
-                         f"dataset, got: {'; '.join(said)}. Next step: write the file again for exactly these images.")
-    position = {name: number for number, name in enumerate(found)}
-    out = np.full((len(wanted), rows.shape[1]), np.nan)
-    known_rows = [number for number, name in enumerate(wanted) if name in position]
-    out[known_rows] = rows[[position[wanted[number]] for number in known_rows]]
-    return unit_rows(out)
 
 
 def embedding_source(path: str | Path) -> dict[str, str]:

@@ -14,11 +14,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from wbcrepro import metrics, training
 from wbcrepro.data.pixels import PixelCache
-from wbcrepro.embedders import MedSigLIPEmbedder, TimmEmbedder, embedding_source, read_embeddings
-from wbcrepro.errors import DataMissing
+from wbcrepro.embedders import (
+    MedSigLIPEmbedder,
+    TimmEmbedder,
+    embedding_problems,
+    embedding_source,
+    problem_words,
+    read_embeddings,
+)
+from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.experiments.plan import digest_of_file, embeddings_file
 from wbcrepro.experiments.predictions import save_predictions
 from wbcrepro.experiments.run import Context, Runner
@@ -64,7 +72,6 @@ def _score(
 def run_embeddings(context: Context) -> dict:
     """Embeddings of every image by a network that this benchmark did not train, or from a file of published ones."""
     wanted = context.cell.config["embedder"]
-    images = PixelCache.open(context.parent("restored").folder / "pixels").images
     if "file" in wanted:
         file = embeddings_file(context.plan.asked.get("data"), context.benchmark.name)
         if file is None or digest_of_file(file) != wanted["file"]:
@@ -72,25 +79,38 @@ def run_embeddings(context: Context) -> dict:
                 f"{context.cell.id} reads embeddings of sha256 {wanted['file']}..., and DATA/embeddings/"
                 f"{context.benchmark.name}.npz (or .parquet) is not that file. Put it there and give --data DATA"
             )
-        rows, about = _published(context, file), embedding_source(file)
+        (rows, report), about = _published(context, file), embedding_source(file)
     else:
+        images = PixelCache.open(context.parent("restored").folder / "pixels").images
         medsiglip = wanted["backbone"] == "medsiglip"
         embedder = (MedSigLIPEmbedder(device=context.device) if medsiglip
                     else TimmEmbedder(wanted["backbone"], wanted["weights"], device=context.device))  # fmt: skip
         with context.inference(len(images)):
             rows = np.concatenate([embedder.embed(np.asarray(images[i : i + 256])) for i in range(0, len(images), 256)])
-        about = {"model": embedder.name, "sha256": embedder.digest}
+        about, report = {"model": embedder.name, "sha256": embedder.digest}, {}
     np.save(context.folder / "embeddings.npy", rows.astype(np.float32))
     missing = int(np.isnan(rows).any(1).sum())
-    return {"images": len(rows), "dimension": rows.shape[1], "missing": missing, "embedder": about}
+    return {"images": len(rows), "dimension": rows.shape[1], "missing": missing, "embedder": about} | report
 
 
-def _published(context: Context, file: Path) -> np.ndarray:
-    """Embeddings from a file with one row an image id; a degraded copy, which shares the id of its pristine twin, is
-    named ``<id>#degraded`` there."""
+def _published(context: Context, file: Path) -> tuple[np.ndarray, dict]:
+    """Embeddings from a file with one row an image id, and how many ids of the file had which problem; a degraded copy,
+    which shares the id of its pristine twin, is named ``<id>#degraded`` there. Raises UsageError for a file without a
+    usable row for any training image."""
     table = context.benchmark.table
     degraded = table["set"] == "test_degraded"
-    return read_embeddings(file, (table["id"] + np.where(degraded, "#degraded", "")).tolist(), gaps=True)
+    ids = (table["id"] + np.where(degraded, "#degraded", "")).tolist()
+    rows, problems = read_embeddings(file, ids, gaps=True), embedding_problems(file, ids)
+    words = problem_words(problems)
+    if np.isnan(rows[(table["set"] == "train").to_numpy()]).any(1).all():
+        raise UsageError(
+            f"{file.name} has a usable embedding for none of the training images of {context.benchmark.name}, which "
+            f"are called {ids[0]} and so on: {words}. Next step: write the file again with these ids"
+        )
+    if words:
+        tqdm.write(f"{file.name}: {words}. The run goes on: these images have no embedding and are counted, ids that "
+                   "the dataset does not have are ignored")  # fmt: skip
+    return rows, {"problems": {what: len(names) for what, names in problems.items() if names}}
 
 
 def run_semantic(context: Context) -> dict:
@@ -102,6 +122,8 @@ def run_semantic(context: Context) -> dict:
     in_train, folds = table["set"].to_numpy() == "train", table["fold"].to_numpy()
     usable = ~np.isnan(embeddings).any(1)
     train = np.flatnonzero(in_train & usable & (folds != config["fold"]))
+    if not len(train):
+        raise UsageError(f"{context.cell.id}: no training image outside fold {config['fold']} has an embedding")
     known = {name: factor for name, factor in SemanticSettings().resample.items() if name in classes}
     settings = getattr(SemanticSettings, config["head"])(**{"resample": known, **config["settings"]})
     head, history = fit_semantic(

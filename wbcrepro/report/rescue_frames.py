@@ -225,9 +225,7 @@ def gallery_frame(
     return pd.DataFrame(lines)
 
 
-def optimism(
-    evaluator: RescueEvaluator, preset: str = "paper", metric: str = "macro_f1"
-) -> dict[str, Estimate | int]:
+def optimism(evaluator: RescueEvaluator, preset: str = "paper", metric: str = "macro_f1") -> dict[str, Estimate | int]:
     """The second branch on the training images: scored by the head that was trained on all of them ("seen"), and by
     those that did not see them ("out of fold"), pooled; and their paired difference ("optimism"). Images that one of
     them has no probabilities for (no embedding) are in neither: "left out" counts them. Empty while something is
