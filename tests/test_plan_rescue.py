@@ -35,7 +35,8 @@ def test_the_control_is_another_benchmark_with_its_own_cells_from_pixels_to_resc
     assert all(parent in ours for cell in plan.cells if cell.id in ours for parent in cell.parents)
     assert {cell.labels["rules"] for cell in of(plan, "rescue", benchmark=control)} == {"paper", "fitted"}
     drawn = [part.spec for b in (plan.benchmark, *plan.also) for part in b.source.parts.values()]
-    assert {(s.spiky_ply, s.eccentric_pc) for s in drawn} == {(True, True), (False, False)}
+    cues = {(s.spiky_ply, s.eccentric_pc, s.lymphoid_pc) for s in drawn}
+    assert cues == {(True, True, False), (False, False, True)}
 
 
 def test_a_rescue_reads_every_fold_of_both_branches_of_its_own_preset(plan):

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 
 import numpy as np
 import pytest
+import yaml
 from scipy.ndimage import binary_erosion
 from sklearn.metrics import roc_auc_score
 
@@ -23,6 +25,9 @@ from wbcrepro.data.smears import (
 from wbcrepro.data.smears import source as source_module
 from wbcrepro.data.smears.morphology import FORMS
 from wbcrepro.errors import UsageError
+from wbcrepro.rescue.cells import Cell
+from wbcrepro.rescue.mahalanobis import distance, fit_gaussian
+from wbcrepro.rescue.morphology import CODE_COLUMNS, PAPER_COLUMNS, collect, morphology
 
 
 def drawn(per_class, classes=CLASSES, **options):
@@ -232,6 +237,52 @@ def test_projections_twice_as_high_are_a_stronger_cue_and_stay_inside_the_drawin
     truths = [source.truth(i) for i in range(len(source))]
     assert 0.90 <= roc_auc_score(labels(source) == "PLY", [spikiness(truth) for truth in truths]) <= 0.98
     assert max(spikiness(truth) for truth in truths) > 1.45  # they are not cut at the edge of a smaller window
+
+
+@pytest.fixture(scope="module", params=["rescue-smears", "rescue-smears-control"])
+def rescued(request):
+    """Cells of both benchmarks of `rescue` as its rules measure them with true masks: name, labels, columns."""
+    options = yaml.safe_load((files("wbcrepro") / "data/benchmarks.yml").read_text())["benchmarks"][request.param]
+    source = SmearSource(SmearSpec({"PC": 160, "LY": 100, "VLY": 50, "PLY": 60}, confined={}, **options["smears"]))
+    truths = [source.truth(i) for i in range(len(source))]
+    cells = [Cell("ok", t.nucleus | t.cytoplasm, t.nucleus, (0.0, 0.0)) for t in truths]
+    measured = collect(morphology(source.read(i), cell) for i, cell in enumerate(cells))
+    chromatin = np.array([(d := t.densities[0][binary_erosion(t.nucleus, iterations=3)]).std() / d.mean()
+                          for t in truths])  # fmt: skip
+    return request.param, labels(source), measured, chromatin
+
+
+def auc_of(values, label, rare, common):
+    rows = np.isin(label, (rare, *common))
+    return roc_auc_score(label[rows] == rare, values[rows])
+
+
+@pytest.mark.parametrize("columns", [PAPER_COLUMNS, CODE_COLUMNS])
+def test_the_distance_of_the_rescue_rule_finds_plasma_cells_and_in_the_control_nothing(rescued, columns):
+    name, label, measured, _ = rescued
+    features, fitted = measured.select(columns), np.flatnonzero(label == "PC")[::2]
+    distances = distance(fit_gaussian(features[fitted], columns), features)
+    auc = auc_of(np.delete(-distances, fitted), np.delete(label, fitted), "PC", ("LY", "VLY"))
+    assert 0.35 <= auc <= 0.65 if name.endswith("control") else auc > 0.85
+
+
+def test_spikiness_finds_prolymphocytes_and_in_the_control_nothing(rescued):
+    name, label, measured, _ = rescued
+    auc = auc_of(measured.select(["spikiness"])[:, 0], label, "PLY", ("LY",))
+    assert 0.35 <= auc <= 0.65 if name.endswith("control") else auc > 0.85
+
+
+def test_plasma_cells_of_the_control_are_a_class_of_their_own_by_their_chromatin(rescued):
+    _, label, _, chromatin = rescued
+    assert auc_of(chromatin, label, "PC", ("LY", "VLY")) > 0.85
+
+
+def test_only_the_two_rare_classes_differ_in_the_control():
+    off = {"spiky_ply": False, "eccentric_pc": False, "lymphoid_pc": True}
+    usual, control = drawn(1, size=48), drawn(1, size=48, **off)
+    changed = [not np.array_equal(usual.read(i), control.read(i)) for i in range(len(usual))]
+    assert set(labels(usual)[changed]) == {"PC", "PLY"}
+    assert drawn(1, ("PC",), lymphoid_pc=True).manifest.digest != drawn(1, ("PC",)).manifest.digest
 
 
 # --- difficulty ------------------------------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ class SmearSource:
             s.red_cells,
         )
         parts += (s.degradation if s.severity else "", s.severity, s.spiky_ply, s.eccentric_pc)
+        parts += ("lymphoid_pc",) if s.lymphoid_pc else ()
         return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
 
     def _seed(self, row: int, purpose: str) -> int:
@@ -141,6 +142,7 @@ class SmearSource:
         drawn = draw_cell(
             self._rng(row, "cell"), label, size=size, pixel=pixel, scale=spec.cell_scale * person.cell_size,
             granularity=person.granularity, spiky_ply=spec.spiky_ply, eccentric_pc=spec.eccentric_pc,
+            lymphoid_pc=spec.lymphoid_pc,
         )  # fmt: skip
         rng = self._rng(row, "slide")
         densities, cell, nucleus = _compose(rng, drawn, lab, person, size, pixel, spec.red_cells)

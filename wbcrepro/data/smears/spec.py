@@ -35,7 +35,10 @@ class SmearSpec:
     red_cells: density of red cells, 1 as in a thin smear, 0 none.
     degradation, severity: applied by ``read``; severity 0 leaves the pristine image.
     spiky_ply, eccentric_pc: whether the two cues of the rescue rules carry information; a number for the first
-        makes the projections of PLY so many times as high.
+        makes the projections of PLY so many times as high. Without ``eccentric_pc`` PC still differ from LY and VLY in
+        the share and the staining of nucleus and cytoplasm.
+    lymphoid_pc: PC have the size, shape and staining of LY (two of three) or VLY. Only their chromatin is their own:
+        coarse clumps, like the figures of a dial.
     """
 
     counts: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(CLASSES, 10))
@@ -54,6 +57,7 @@ class SmearSpec:
     severity: int = 0
     spiky_ply: float = True
     eccentric_pc: bool = True
+    lymphoid_pc: bool = False
     name: str = "smears"
 
     def __post_init__(self) -> None:
