@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,18 @@ from tqdm.auto import tqdm
 
 from wbcrepro.data.benchmarks import Benchmark
 from wbcrepro.data.pixels import PixelCache, Preprocessing, build_pixels
+from wbcrepro.errors import UsageError
 from wbcrepro.experiments.run import Context, Runner
 from wbcrepro.experiments.store import StoredCell
 from wbcrepro.rescue.cell_evaluation import iou
 from wbcrepro.rescue.cells import Cell, segment
+from wbcrepro.rescue.cells_cellpose import load_cellpose
 from wbcrepro.rescue.isolate import isolate
 from wbcrepro.rescue.morphology import collect, morphology
 
 CHUNK = 64
+Find = Callable[[np.ndarray], Cell]
+"""A segmentation: uint8 (H, W, 3) to its cell."""
 TRUTHS = 200
 """Synthetic images per set whose masks are compared with what was drawn: enough for a mean, a second to draw."""
 
@@ -34,12 +39,12 @@ TRUTHS = 200
 class _Segmentation(Dataset):
     """Chunk i of the raw images, segmented, into a file of its own: a killed run goes on with what it lacks."""
 
-    def __init__(self, images: np.ndarray, window: int, folder: Path):
-        self.images, self.window, self.folder = images, window, folder
+    def __init__(self, images: np.ndarray, window: int, folder: Path, find: Find = segment):
+        self.images, self.window, self.folder, self.find = images, window, folder, find
 
     def __getitem__(self, chunk: int) -> int:
         rows = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.images)))
-        found = [_isolated(channels_last(self.images[row]), self.window) for row in rows]
+        found = [_isolated(channels_last(self.images[row]), self.window, self.find) for row in rows]
         part = self.folder / f"part-{chunk:05d}.npz"
         # A name of this process: workers of a killed run may still write the same chunk when the next run begins.
         temporary = part.with_suffix(f".{os.getpid()}.npz")
@@ -48,8 +53,8 @@ class _Segmentation(Dataset):
         return chunk
 
 
-def _isolated(image: np.ndarray, window: int) -> dict[str, np.ndarray]:
-    cell = segment(image)
+def _isolated(image: np.ndarray, window: int, find: Find) -> dict[str, np.ndarray]:
+    cell = find(image)
     alone = isolate(image, cell, size=window)
     inside = np.zeros((2, window, window), dtype=bool)
     if alone is None:
@@ -69,14 +74,17 @@ def _isolated(image: np.ndarray, window: int) -> dict[str, np.ndarray]:
 
 
 def run_cells(context: Context) -> dict:
-    """Find the cell in every image, and lay it alone on white."""
+    """Find the cell in every image, and lay it alone on white. Raises ``DataMissing`` where Cellpose is to do it and
+    is not there."""
+    find, workers = _segmentation(context)
     raw = PixelCache.open(context.parent("pixels").folder / "pixels").images
     window, count = context.cell.config["window"], len(raw)
     chunks = -(-count // CHUNK)
     todo = [chunk for chunk in range(chunks) if not (context.folder / f"part-{chunk:05d}.npz").is_file()]
     work = DataLoader(
-        _Segmentation(raw, window, context.folder), batch_size=None, sampler=todo, num_workers=2 if len(todo) > 1 else 0
-    )
+        _Segmentation(raw, window, context.folder, find), batch_size=None, sampler=todo,
+        num_workers=workers if len(todo) > 1 else 0,
+    )  # fmt: skip
     for _ in tqdm(work, total=len(todo), desc="cells", unit="chunk", disable=not context.progress):
         pass
     parts = [np.load(context.folder / f"part-{chunk:05d}.npz") for chunk in range(chunks)]
@@ -87,8 +95,20 @@ def run_cells(context: Context) -> dict:
     for part in context.folder.glob("part-*.npz"):
         part.unlink(missing_ok=True)
     report = {"images": count, "window": window, "status": _counts(context.benchmark, found["status"])}
-    truth = _against_truth(context.benchmark, raw, found)
+    truth = _against_truth(context.benchmark, raw, find)
     return report | ({"truth": truth} if truth else {})
+
+
+def _segmentation(context: Context) -> tuple[Find, int]:
+    """What finds the cells of a ``cells`` cell, and in how many processes beside this one."""
+    wanted = context.cell.config["segmentation"]
+    if wanted == "default":
+        return segment, 2
+    if wanted != "cellpose":
+        raise UsageError(f"{context.cell.id}: segmentation must be default or cellpose, got {wanted!r}")
+    find = load_cellpose(gpu=context.device.type == "cuda")
+    context.notes["segmentation"] = f"Cellpose {find.version}"
+    return find, 0  # the network takes the cores that it wants, and a graphics card does not survive a fork
 
 
 def _counts(benchmark: Benchmark, status: np.ndarray) -> dict[str, dict[str, int]]:
@@ -97,7 +117,7 @@ def _counts(benchmark: Benchmark, status: np.ndarray) -> dict[str, dict[str, int
     return {str(name): dict(Counter(status[sets == name].tolist())) for name in dict.fromkeys(sets)}
 
 
-def _against_truth(benchmark: Benchmark, raw: np.ndarray, found: dict) -> dict | None:
+def _against_truth(benchmark: Benchmark, raw: np.ndarray, find: Find) -> dict | None:
     """IoU with what was drawn, for synthetic smears that were not resized; None where no truth is known."""
     source = benchmark.source
     parts = getattr(source, "parts", {})
@@ -114,7 +134,7 @@ def _against_truth(benchmark: Benchmark, raw: np.ndarray, found: dict) -> dict |
             truth = parts[part].truth(inner)
             if truth.nucleus.shape != raw.shape[2:]:
                 return None
-            cell = segment(channels_last(raw[item]))
+            cell = find(channels_last(raw[item]))
             scores.append((iou(cell.cell, truth.nucleus | truth.cytoplasm), iou(cell.nucleus, truth.nucleus)))
         whole, nucleus = np.array(scores).T
         report[str(name)] = {

@@ -46,7 +46,8 @@ class _Planner:
             {"data_digest": self.benchmark.digest, "stain": "none", **self.settings["pixels"]},
             (),
         )
-        isolated = self._cell("cells", {"segmentation": "default", "window": self.settings["window"]}, (pixels,))
+        cells = {"segmentation": self.settings["segmentation"], "window": self.settings["window"]}
+        isolated = self._cell("cells", cells, (pixels,))
         found = [pixels, isolated]
         for preset in self.settings["presets"]:
             found += self._preset(preset, isolated)
@@ -55,7 +56,8 @@ class _Planner:
     def _cell(self, kind: str, config: dict, parents: tuple[Cell, ...], **labels: object) -> Cell:
         labels = {"profile": self.profile, "benchmark": self.benchmark.name, **labels}
         config = {"benchmark": self.benchmark.name, **config}
-        return Cell(kind, config, tuple(parent.id for parent in parents), versions_of(kind), labels)
+        further = ("cellpose",) if config.get("segmentation") == "cellpose" else ()
+        return Cell(kind, config, tuple(parent.id for parent in parents), versions_of(kind, *further), labels)
 
     def _seed(self, *words: object) -> int:
         return derive_seed(BASE_SEED, self.paper["name"], *words)

@@ -73,6 +73,7 @@ ALGORITHMS: dict[str, tuple[int, tuple[str, ...]]] = {
         1,
         ("rescue/cells.py", "rescue/nucleus.py", "rescue/outline.py", "rescue/red_cells.py", "rescue/isolate.py"),
     ),
+    "cellpose": (1, ("rescue/cells_cellpose.py",)),
     "noise": (1, ("rescue/noise.py",)),
     "pix2pix": (1, ("rescue/pix2pix.py", "restoration_training.py")),
     "restoration_baselines": (1, ("rescue/restoration_baselines.py",)),
@@ -108,7 +109,7 @@ USED_BY = {
     "domain_head": ("backbones", "augment", "heads", "losses", "samplers"),
     "domain_embeddings": ("backbones",),
     "domain_gradcam": ("backbones",),
-    "cells": ("cells",),
+    "cells": ("cells",),  # and Cellpose where the profile asks for it
     "restorer": ("noise", "pix2pix"),
     "restored": ("noise", "cells", "restoration_baselines"),
     "tta": ("backbones", "tta"),
