@@ -11,7 +11,7 @@ _DNA_AREA = 62.0  # µm²: a nucleus of this size has the nominal density
 _DNA_POWER = 0.7  # how far density makes up for size: the amount of DNA is the same in all these cells
 _NUCLEUS = (2.15, 0.35)  # density of (azure, eosin) in chromatin
 _CYTOPLASM_GAP = 0.15  # µm of cytoplasm between nucleus and membrane
-_LOOKS_LIKE = ("LY", "LY", "VLY")  # what a lymphoid PC is drawn as, one at random: in the shares of the rescue test sets
+_LOOKS_LIKE = ("LY", "LY", "VLY")  # what a lymphoid PC is drawn as, in the shares of the rescue test sets
 
 
 @dataclass(frozen=True)
