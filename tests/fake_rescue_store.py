@@ -15,6 +15,7 @@ from wbcrepro.experiments.plan_rescue import plan_rescue
 from wbcrepro.experiments.store import Store
 from wbcrepro.inference.tta import DIHEDRAL, RESCUE_WEIGHTS, combine_views
 from wbcrepro.papers import load_paper, profile_of
+from wbcrepro.report.rescue_predictions import MEASURED
 from wbcrepro.rescue.mahalanobis import fit_gaussian
 from wbcrepro.rescue.morphology import BOX_COLUMNS, CODE_COLUMNS, COLUMNS, PAPER_COLUMNS, Morphology
 from wbcrepro.rescue.rules import POOLED, Box, RareClass, Rules
@@ -30,6 +31,9 @@ class FakeRescuePlan(FakePlan):
     """With the control beside it."""
 
     also: tuple = field(default_factory=tuple)
+
+    def cell(self, cell_id):
+        return next(c for c in self.cells if c.id == cell_id)
 
     def benchmark_of(self, cell):
         return {b.name: b for b in self.also}.get(cell.config["benchmark"], self.benchmark)
@@ -194,7 +198,7 @@ def _rescue(store, plan, cell, benchmark, *_) -> dict:
     arrays = {kind: [store.get(p.id).predictions() for p in sorted(cells, key=lambda p: p.config["fold"])]
               for kind, cells in branch.items()}  # fmt: skip
     table = benchmark.table
-    with np.load(store.folder(next(p.id for p in parents if p.kind == "morphology")) / "morphology.npz") as file:
+    with np.load(store.folder(next(p.id for p in parents if p.kind in MEASURED)) / "morphology.npz") as file:
         cells = Morphology(file["features"], tuple(file["columns"].tolist()), file["status"])
     train = (table["set"] == "train").to_numpy()
     rules = fake_rules(cell.labels["rules"], table["label"].to_numpy()[train], cells.take(train))
@@ -220,5 +224,6 @@ def _rescue(store, plan, cell, benchmark, *_) -> dict:
 
 WRITERS = {
     "tta": _predict, "head": _predict, "rescored": _predict, "semantic": _predict, "morphology": _measure,
+    "released_morphology": _measure,
     "restored": _restore, "cells": _segment, "rescue": _rescue,
 }  # fmt: skip

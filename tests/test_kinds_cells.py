@@ -1,7 +1,9 @@
-"""Isolated cells as a kind of cell: chunks with two writers, as after a kill whose workers live on, and Cellpose."""
+"""Isolated and measured cells: chunks with two writers, as after a kill whose workers live on; Cellpose; the released
+features."""
 
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from wbcrepro.experiments.run import Context
 from wbcrepro.experiments.store import Store
 from wbcrepro.papers import load_paper, profile_of
 from wbcrepro.rescue.cells import segment
+from wbcrepro.rescue.isolate import border_crop
+from wbcrepro.rescue.morphology import COLUMNS, released_morphology
 
 SIDE, WINDOW = 64, 48
 
@@ -114,3 +118,36 @@ def test_cellpose_has_its_own_cells_and_version(plan, tmp_path):
     assert default.id != other.id
     profiles = load_paper("rescue")["profiles"].values()
     assert {profile["segmentation"] for profile in profiles} == {"default"}
+
+
+def test_released_features_are_those_of_the_released_code(golden, plan, tmp_path):
+    file = golden("morphology")
+    images, count = file["images"], len(file["images"])
+    benchmark = replace(plan.benchmark, table=plan.benchmark.table.iloc[:count])
+    plan = replace(plan, benchmark=benchmark)
+    cell = next(c for c in plan.find(benchmark=benchmark.name) if c.kind == "released_morphology")
+    store = Store(tmp_path)
+    isolated, restored = (store.folder(parent) for parent in cell.parents)
+    shown = np.roll(images, 1, axis=0)
+    shown[1:] = images[1:]  # the first one is noisy: what is measured of it stands in full.npy
+    side = images.shape[1]
+    build_pixels(lambda row: shown[row], count, Preprocessing("none", side, side), isolated / "pixels",
+                 progress=False, workers=0)  # fmt: skip
+    restored.mkdir(parents=True)
+    np.save(restored / "full.npy", images[:1].transpose(0, 3, 1, 2))
+    np.savez(restored / "noise.npz", rows=np.array([0]))
+    for folder in (isolated, restored):
+        for name in ("cell", "env", "metrics"):
+            write_json(folder / f"{name}.json", {})
+    store.folder(cell.id).mkdir(parents=True)
+    context = Context(cell, store, plan, torch.device("cpu"), progress=False)
+    kinds_cells.RUNNERS[cell.kind](context)
+    with np.load(context.folder / "morphology.npz") as found:
+        features, expected = found["features"], file["pc_features"]
+        assert tuple(found["columns"]) == COLUMNS and (found["status"] == "ok").all()
+    np.testing.assert_allclose(features[:, 1:5], expected[:, :4], rtol=1e-5)
+    np.testing.assert_allclose(features[:, 5:7], expected[:, 4:6], atol=0.03)
+    np.testing.assert_allclose(features[:, 7], expected[:, 6], atol=2)
+    cropped = [released_morphology(image, border_crop(image, size=224))[0][0] for image in images]
+    np.testing.assert_allclose(features[:, 0], cropped, rtol=1e-6)
+    assert abs(features[:, 0] - file["spikiness"]).max() > 0.01, "the border was not cropped"

@@ -50,6 +50,12 @@ def test_a_rescue_reads_every_fold_of_both_branches_of_its_own_preset(plan):
         assert {p.config["head"] for p in semantic} == {cell.labels["preset"]}
 
 
+def test_rules_of_the_released_code_ask_its_own_features_and_the_others_those_of_the_masks(plan):
+    for cell in of(plan, "rescue"):
+        measured = {p.rpartition("-")[0] for p in cell.parents} - {"tta", "semantic"}
+        assert measured == {"released_morphology" if cell.labels["rules"] == "code" else "morphology"}
+
+
 def test_presets_share_their_networks_where_the_profile_says_so(plan):
     papers, codes = ({p for p in of(plan, "rescue", preset=name, benchmark=plan.benchmark.name)[0].parents
                       if p.startswith("tta")} for name in ("paper", "code"))  # fmt: skip

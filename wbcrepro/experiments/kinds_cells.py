@@ -4,7 +4,8 @@
 window of the isolated cell, packed to bits along the last axis), ``centroid`` (N x 2, in the raw image) and
 ``other_cells`` (N) - and a pixel cache of the isolated cells on white. An image without a cell is all white there, and
 its status says why. ``morphology`` writes ``morphology.npz``: ``ids``, ``features`` (N x F float32, NaN where not
-measurable), ``columns``, ``status``. Between the two stand the cells of `kinds_restoration`.
+measurable), ``columns``, ``status``; ``released_morphology`` writes the same file with the features of the released
+code, which asks for no mask. Between isolation and measuring stand the cells of `kinds_restoration`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from wbcrepro.experiments.store import StoredCell
 from wbcrepro.rescue.cell_evaluation import iou
 from wbcrepro.rescue.cells import Cell, segment
 from wbcrepro.rescue.cells_cellpose import load_cellpose
-from wbcrepro.rescue.isolate import isolate
-from wbcrepro.rescue.morphology import collect, morphology
+from wbcrepro.rescue.isolate import border_crop, isolate
+from wbcrepro.rescue.morphology import collect, morphology, released_morphology
 
 CHUNK = 64
 Find = Callable[[np.ndarray], Cell]
 """A segmentation: uint8 (H, W, 3) to its cell."""
+RELEASED_SIDE = 224
+"""Side of the border-cropped images on which the released code measures spikiness, whatever the networks read."""
 TRUTHS = 200
 """Synthetic images per set whose masks are compared with what was drawn: enough for a mean, a second to draw."""
 
@@ -149,12 +152,27 @@ def _against_truth(benchmark: Benchmark, raw: np.ndarray, find: Find) -> dict | 
 
 def run_morphology(context: Context) -> dict:
     """Spikiness and the features of Algorithm 1 for every isolated cell, after restoration."""
-    isolated, restored = context.parent("cells"), context.parent("restored")
-    images = isolated_images(isolated)
-    with np.load(isolated.folder / "cells.npz") as file:
-        size = images.shape[-1]
+    with np.load(context.parent("cells").folder / "cells.npz") as file:
+        size = context.parent("cells").cell["config"]["window"]
         masks = [np.unpackbits(file[name], axis=-1, count=size).astype(bool) for name in ("cell", "nucleus")]
         status, others = file["status"], file["other_cells"]
+
+    def measure(row: int, image: np.ndarray) -> tuple[np.ndarray, str]:
+        cell = Cell(str(status[row]), masks[0][row], masks[1][row], (size / 2, size / 2), int(others[row]))
+        return morphology(image, cell)
+
+    return _measure(context, measure)
+
+
+def run_released_morphology(context: Context) -> dict:
+    """The same features as the released code measures them, from the restored cell on white alone: the cell is what is
+    not white, its nucleus the darker of two groups of grey levels; spikiness after the white border is cropped."""
+    return _measure(context, lambda _, image: released_morphology(image, border_crop(image, size=RELEASED_SIDE)))
+
+
+def _measure(context: Context, measure: Callable[[int, np.ndarray], tuple[np.ndarray, str]]) -> dict:
+    """Measure every isolated cell - restored, where it was noisy - by its row and image (H, W, 3), and store it."""
+    images, restored = isolated_images(context.parent("cells")), context.parent("restored")
     full = np.load(restored.folder / "full.npy", mmap_mode="r")
     with np.load(restored.folder / "noise.npz") as file:
         position = np.full(len(images), -1)
@@ -162,8 +180,7 @@ def run_morphology(context: Context) -> dict:
     measured = []
     for row in tqdm(range(len(images)), desc="morphology", unit="cell", disable=not context.progress):
         image = images[row] if position[row] < 0 else full[position[row]]
-        cell = Cell(str(status[row]), masks[0][row], masks[1][row], (size / 2, size / 2), int(others[row]))
-        measured.append(morphology(channels_last(image), cell))
+        measured.append(measure(row, channels_last(image)))
     found = collect(measured)
     save_arrays(
         context.folder / "morphology.npz",
@@ -210,4 +227,5 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
 RUNNERS: dict[str, Runner] = {
     "cells": run_cells,
     "morphology": run_morphology,
+    "released_morphology": run_released_morphology,
 }

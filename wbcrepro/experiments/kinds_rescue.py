@@ -145,7 +145,7 @@ def run_rescue(context: Context) -> dict:
     classes = context.benchmark.classes
     swin = _branch(context, "tta", RESCUE_WEIGHTS)
     semantic = _branch(context, "semantic", None)
-    morphology = _morphology(context.parent("morphology"))
+    morphology = _morphology(context.parent("morphology", "released_morphology"))
     position = {name: i for i, name in enumerate(_keys(context))}
     rules, trace, arrays, views = None, None, {}, {}
     report: dict = {}

@@ -3,7 +3,7 @@
     pixels -> cells -> restorer -> restored -> train -> tta           per row of Table 2, kind of folds, and fold
                                             |        -> features -> head     the decoupled classifier
                                             -> embeddings -> semantic        per preset and fold; fold -1: all images
-              cells -----------> morphology                          measured on restored cells
+              cells -----------> morphology                          measured on restored cells, see MEASURED
     tta + semantic (all folds) + morphology -> rescue                per preset: thresholds fitted out of fold, a trace
 
 Folds are by group (patient) where groups are known; the networks of Table 1 are trained on folds by image too.
@@ -20,6 +20,8 @@ from wbcrepro.experiments.versions import versions_of
 from wbcrepro.seeds import derive_seed
 
 BASE_SEED = 42
+MEASURED = {"paper": "morphology", "code": "released_morphology"}
+"""What the rules of a mode ask about the cell: features from its masks, or the released code's own."""
 
 
 def plan_rescue(paper: dict, profile: str, settings: dict, benchmark: Benchmark, weights: str) -> list[Cell]:
@@ -79,15 +81,16 @@ class _Planner:
             found += self._rescored(isolated, trained["group"])
         embeddings = self._cell("embeddings", {"embedder": self.settings["embedder"]}, (restored,))
         semantic = [self._semantic(preset, embeddings, fold) for fold in (*self.folds, -1)]
-        morphology = self._cell("morphology", {}, (isolated, restored))
         targets = self.paper["targets"][self.settings["targets"]]
         rescues = []
         for name, rules in self.paper["rules"].items():
             if rules["preset"] == preset:
                 config = {"mode": rules["mode"], "boost": rules["boost"], "targets": targets}
                 config |= {"judge": rules["judge"]} if "judge" in rules else {}
-                rescues.append(self._cell("rescue", config, (*swin, *semantic, morphology), preset=preset, rules=name))
-        return [*found, embeddings, *semantic, morphology, *rescues]
+                measured = self._cell(MEASURED[rules["mode"]], {}, (isolated, restored))
+                rescue = self._cell("rescue", config, (*swin, *semantic, measured), preset=preset, rules=name)
+                rescues += [measured, rescue]
+        return [*found, embeddings, *semantic, *rescues]
 
     def _restorer(self, noise: str, isolated: Cell) -> Cell:
         """``noise``: of the synthetic pairs, or "true_pairs" where the data has them."""

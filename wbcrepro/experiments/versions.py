@@ -117,6 +117,7 @@ USED_BY = {
     "embeddings": ("backbones", "embedders"),
     "semantic": ("semantic", "losses", "checkpoints"),
     "morphology": ("morphology",),
+    "released_morphology": ("morphology", "cells"),
     "rescue": ("rescue",),
     "online_head": ("backbones", "augment", "training", "checkpoints", "metrics", "samplers", "losses", "tta"),
 }

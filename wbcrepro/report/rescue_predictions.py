@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from wbcrepro.experiments.store import Store, StoredCell
 
 NETWORKS = ("tta", "head")
-KINDS = (*NETWORKS, "rescored", "semantic", "morphology", "rescue", "cells", "restored")
+MEASURED = ("released_morphology", "morphology")
+"""Kinds of cells that measure, the one first that a preset's rules ask for if it is planned."""
+KINDS = (*NETWORKS, "rescored", "semantic", *MEASURED, "rescue", "cells", "restored")
 TESTS = ("test", "test_degraded")
 VIEWS = ("identity", "tta")
 """The image as it is, and the average over the eight views of the released code (seven are distinct)."""
@@ -160,8 +162,10 @@ class RescuePredictions(StoredRun):
         return scored, Trace.from_arrays(arrays, self.rules(rules, benchmark), self.classes, f"{on}_")
 
     def measured(self, preset: str, on: str, ids: np.ndarray, benchmark: str = "") -> Morphology | None:
-        """Measurements of images of a set (``train`` or a test set), in their order; None where there are none."""
-        member = next(iter(self.select("morphology", preset, benchmark, done=True)), None)
+        """What a preset's rules are asked about: measurements of images of a set (``train`` or a test set), in their
+        order; None where there are none."""
+        planned = next(filter(None, (self.select(kind, preset, benchmark) for kind in MEASURED)), [])
+        member = next((m for m in planned if m.done), None)
         arrays = self.part(member, "morphology") if member else None
         if arrays is None or f"{on}_ids" not in arrays:
             return None

@@ -4,8 +4,9 @@
 ``probabilities-<benchmark>-<row or kind>.npz`` holds ``<cell>/<set>/<view>`` (N, C) float16, NaN without an embedding,
 and ``<cell>/<set>/rows``, the places of its images among the items (left out where they are all of them, in order).
 ``rescue-<benchmark>-<rules>.npz`` is the stored trace, ``rules-<benchmark>-<rules>.json`` the fitted thresholds,
-``morphology-<benchmark>.npz`` what was measured on test cells. To stay small, rows beside `swin` keep the average of
-their views on the test sets, and networks of folds by image their validation folds.
+``morphology-<benchmark>-<presets>.npz`` what was measured on test cells (``released_morphology-...``: as the released
+code does). To stay small, rows beside `swin` keep the average of their views on the test sets, and networks of folds by
+image their validation folds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from wbcrepro.report.claims import findings_frame
 from wbcrepro.report.rescue_claims import evaluate_rescue_claims
 from wbcrepro.report.rescue_evaluate import RescueEvaluator
 from wbcrepro.report.rescue_layout import KINDS
-from wbcrepro.report.rescue_predictions import NETWORKS, TESTS, RescueMember, RescuePredictions, RescueReader
+from wbcrepro.report.rescue_predictions import (
+    MEASURED,
+    NETWORKS,
+    TESTS,
+    RescueMember,
+    RescuePredictions,
+    RescueReader,
+)
 from wbcrepro.report.rescue_tables import build_rescue_table
 from wbcrepro.report.rescue_validation import fall_frame
 
@@ -47,6 +55,10 @@ def _file(member: RescueMember) -> str:
     return f"probabilities-{member.benchmark}-{name}.npz"
 
 
+def _measured_file(member: RescueMember) -> str:
+    return f"{member.kind}-{member.benchmark}-{'-'.join(member.presets)}.npz"
+
+
 def write_rescue_arrays(
     predictions: RescuePredictions, done: list[RescueMember], folder: Path, views: tuple[str, ...]
 ) -> dict[str, str]:
@@ -68,10 +80,10 @@ def write_rescue_arrays(
                 if not np.array_equal(rows, np.arange(len(ids))):
                     arrays[f"{member.id}/{on}/rows"] = rows.astype(np.int32)
                 arrays[f"{member.id}/{on}/{view}"] = found.probabilities.astype(np.float16)
-    for member in (m for m in done if m.kind == "morphology"):
+    for member in (m for m in done if m.kind in MEASURED):
         part = predictions.part(member, "morphology")
         kept = {k: v for k, v in part.items() if k == "columns" or k.rpartition("_")[0] in TESTS}
-        files[f"morphology-{member.benchmark}-{'-'.join(member.presets)}.npz"] = kept
+        files[_measured_file(member)] = kept
     digests = {}
     for member in (m for m in done if m.kind == "rescue"):
         files[f"rescue-{member.benchmark}-{member.rules}.npz"] = predictions.part(member, "trace")
@@ -139,7 +151,7 @@ def _reader(folder: Path, members: tuple[RescueMember, ...]) -> RescueReader:
         if part == "trace":
             return arrays.get(f"rescue-{member.benchmark}-{member.rules}.npz") or None
         if part == "morphology":
-            return arrays.get(f"morphology-{member.benchmark}-{'-'.join(member.presets)}.npz") or None
+            return arrays.get(_measured_file(member)) or None
         return _predictions(member, arrays) if member.kind in SCORED else None
 
     return read
