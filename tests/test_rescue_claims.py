@@ -1,5 +1,7 @@
 """Claims of `rescue` as data, on made-up predictions whose answer is known."""
 
+import json
+
 import numpy as np
 import pytest
 from fake_rescue_store import fake_rescue_plan, fill_rescue_store
@@ -190,3 +192,64 @@ def test_discrepancies_say_how_each_is_known():
     for entry in entries:
         assert {"id", "topic", "paper", "code", "known", "here"} <= set(entry)
         assert entry["known"] in ("verified", "read", "second-hand")
+
+
+def test_the_fall_is_weighed_only_where_patients_are_known(tmp_path, ordinary):
+    """We chose the strength of the degradation: alone it says nothing of where the paper's fall comes from."""
+    item = "degradation: the same images, pristine - degraded"
+    _, found = findings(tmp_path, fake_rescue_plan("mini", groups=False, synthetic=False), n=50)
+    lone = of(found, "C6")[item]
+    assert lone.verdict == "not testable" and lone.effect is not None and "our choosing" in lone.note
+    assert of(ordinary[1], "C6")[item].verdict != "not testable"
+
+
+def switch_off(store, plan, benchmark, rules="paper"):
+    """Rewrite the stored rules as if no class of theirs were in force."""
+    for cell in (c for c in plan.cells if c.kind == "rescue"):
+        if cell.config["benchmark"] == benchmark and cell.labels["rules"] == rules:
+            path = store.folder(cell.id) / "rules.json"
+            document = json.loads(path.read_text())
+            for rare in document["rare"]:
+                rare["disabled"] = "no gain out of fold"
+            path.write_text(json.dumps(document))
+
+
+def test_phases_without_a_rule_in_force_show_nothing(tmp_path):
+    plan = fake_rescue_plan()
+    store = fill_rescue_store(tmp_path, plan, probabilities=blind(True))
+    switch_off(store, plan, "rescue-smears")
+    found = evaluate_rescue_claims(from_rescue_plan(plan, store), n=20)
+    for claim in ("C1", "C2", "C3", "C8", "C12"):
+        assert {f.verdict for f in of(found, claim).values()} == {"not testable"}, claim
+        assert all("not in force" in f.note for f in of(found, claim).values())
+    cues = of(found, "C9")
+    assert cues["gain of phase 3, benchmark - control, pristine"].verdict == "not testable"
+    assert cues["gain of phase 3, benchmark - control, pristine (rules fitted)"].note is not None
+
+
+def test_nothing_follows_from_no_gain_on_the_control_where_the_cue_gains_nothing_either(ordinary):
+    alone = {k: f for k, f in of(ordinary[1], "C9").items() if "the claim: nothing" in k}
+    pairs = [f for k, f in of(ordinary[1], "C9").items() if "benchmark - control" in k]
+    assert alone and all(f.verdict != "supported" for f in pairs)
+    assert all(f.verdict != "supported" for f in alone.values())
+
+
+def test_a_method_far_below_the_average_is_called_a_loss(tmp_path):
+    def worse(cell, on, labels):
+        views = 1 if cell.kind in ("semantic", "rescored") else 8
+        return sure(np.full(len(labels), LY) if cell.labels.get("row") == "ldam" else labels, views)
+
+    _, found = findings(tmp_path, probabilities=worse)
+    notes = {item: f.note for item, f in of(found, "C4").items()}
+    assert all(("a loss, not a plateau" in note) == item.startswith("LDAM") for item, note in notes.items())
+
+
+def test_the_rescue_is_judged_as_a_whole(knowing):
+    whole = of(knowing, "C12")["+ Phase 3 against Five folds + TTA, degraded"]
+    assert whole.paper == pytest.approx(77.139 - 66.585)
+
+
+def test_the_head_of_everything_stands_beside_the_average_of_the_others(ordinary):
+    assert all("against the average of the folds' heads" in f.note for f in of(ordinary[1], "C11").values())
+    assert all("macro-F1 of the branches alone" in f.note for item, f in of(ordinary[1], "C7").items()
+               if "second network" in item)  # fmt: skip

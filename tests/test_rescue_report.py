@@ -160,6 +160,7 @@ def test_without_patients_all_folds_are_by_image(tmp_path):
     fall = fall_frame(RescueEvaluator(predictions, N))
     assert "cross-validation, folds by patient" not in set(fall["station"]) and len(fall) == 4
     assert "no patients known" in fall["what changed"][1] and "other patients" not in " ".join(fall["what changed"])
+    assert table.holes() == [("not possible on these images, whose patients are not known: Folds by patient", "")]
 
 
 # Table 2
@@ -211,6 +212,26 @@ def test_the_control_stands_beside_and_only_where_it_runs(filled):
     assert released.rows[1].left_out and not released.rows[1].command
     here = entries(table, "+ Phase 3 (code)")[":test:macro_f1"].ours.mean
     assert entries(released, "+ Phase 3")[":test:macro_f1"].ours.mean == here
+
+
+def test_a_difference_names_its_row_and_a_verdict_the_folds_that_it_judges(filled):
+    table = build_rescue_table(filled[2], "table_2", evaluator=filled[3])
+    entry = entries(table, "Decoupling")[":test:macro_f1"]
+    html = rescue_table_html(table)
+    assert "to Five folds + TTA</small>" in html
+    assert f"folds alone: Δ {100 * entry.change.mean:+.1f}, {verdicts.VALUES[entry.verdict]}" in html
+    assert entry.change.folds == 3 and "Rows named after five folds have 3 here." in table.caption()
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.0, "no row is favoured"), (0.01, "that favours its row")])
+def test_restored_training_images_favour_a_row_only_where_there_are_some(filled, share, words):
+    changed = {"train": share, "test": 0.02, "test_degraded": 0.75}
+    members = tuple(
+        replace(m, metrics=m.metrics | {"noisy": changed}) if m.kind == "restored" else m for m in filled[2].members
+    )
+    predictions = replace(filled[2], members=members)
+    table = build_rescue_table(predictions, "table_restoration", evaluator=RescueEvaluator(predictions, N))
+    assert words in table.caption()
 
 
 def test_a_rule_that_is_not_in_force_is_named(filled):

@@ -51,8 +51,13 @@ def _waterfall(table: RescueTable) -> list[str]:
         "other rows average the probabilities of all folds in the views of the released code, so that they are one "
         "number.",
         "Δ: paired difference to the row that is named. Its verdict asks for every fold's network and second branch "
-        "alone, with the same rules, as well as for the images.",
+        "alone, with the same rules, as well as for the images; so their mean difference stands beside it. A gain of "
+        "phase 3 over phase 2 may only repair what phase 2 did: what the whole is worth is its distance to the average "
+        "of folds and views.",
     ]
+    folds = len({m.fold for m in table.predictions.networks("swin", table.preset)})
+    if folds and folds != 5:
+        words.append(f"Rows named after five folds have {folds} here.")
     if table.predictions.controls:
         words.append("Control: " + " ".join(sentence(words) for _, words in table.predictions.controls))
     return words

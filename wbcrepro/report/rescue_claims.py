@@ -14,7 +14,14 @@ from wbcrepro.report import verdicts
 from wbcrepro.report.claims import Finding, load_part
 from wbcrepro.report.evaluate import Estimate
 from wbcrepro.report.rescue_evaluate import RescueEvaluator, RescueSpec, paired
-from wbcrepro.report.rescue_frames import everything_head, mixture, optimism, oracle_gain, targets_of
+from wbcrepro.report.rescue_frames import (
+    everything_head,
+    mixture,
+    optimism,
+    oracle_gain,
+    second_branch,
+    targets_of,
+)
 from wbcrepro.report.rescue_layout import rules_of, waterfall_lines
 from wbcrepro.report.rescue_predictions import TESTS, RescuePredictions
 from wbcrepro.report.rescue_rows import restored_score
@@ -103,9 +110,19 @@ def _minus(one: Estimate | None, other: Estimate | None) -> Estimate | None:
     return paired(one, other) if one is not None and other is not None else None
 
 
-def _in_force(case: Case) -> str:
+def _off(case: Case, rules: str = "", benchmark: str = "") -> tuple[str, ...]:
+    """The rare classes whose rule is not in force."""
+    return tuple(r.name for r in targets_of(case.predictions, rules or case.rules, benchmark) if r.disabled)
+
+
+def _asks_nothing(case: Case, rules: str = "", benchmark: str = "") -> bool:
+    """Whether the phases ran with no rule in force: then they cannot change a label, and show nothing."""
+    known = targets_of(case.predictions, rules or case.rules, benchmark)
+    return bool(known) and all(rare.disabled for rare in known)
+
+
+def _in_force(off: tuple[str, ...]) -> str:
     """Which rules are not, in words: a phase cannot gain by them."""
-    off = [rare.name for rare in targets_of(case.predictions, case.rules) if rare.disabled]
     return f"not in force, for want of an out-of-fold gain: {', '.join(off)}" if off else ""
 
 
@@ -122,11 +139,14 @@ def _step(claim: dict, case: Case) -> list[Finding]:
                 less = case.printed_change(other["left"], other["right"])
                 paper = None if paper is None or less is None else round(paper - less, 6)
                 item = f"gain of {left} minus gain of {other['left']}, {SET_WORDS[on]}"
-            words = "" if other else case.averaged(left, claim["right"], on)
-            phases = any("Phase" in name for name in (left, claim["right"]))
-            rules = _in_force(case) if phases else ""
-            found.append(_finding(claim, item, paper, change, words, rules, sign=claim.get("sign", 1),
-                                  margin=claim.get("margin", 0.0)))  # fmt: skip
+            words = [] if other else [case.averaged(left, claim["right"], on)]
+            if any("Phase" in name for name in (left, claim["right"])):
+                words.append(_in_force(_off(case)))
+                change = None if _asks_nothing(case) else change
+            sign, margin = claim.get("sign", 1), claim.get("margin", 0.0)
+            if change is not None and sign < 0 and change.mean < -margin:
+                words.append("below the plain average by more than the margin: a loss, not a plateau")
+            found.append(_finding(claim, item, paper, change, *words, sign=sign, margin=margin))
     return found
 
 
@@ -167,9 +187,13 @@ def _fall(claim: dict, case: Case) -> list[Finding]:
     unknown = "no patients are known here" if case.predictions.grouped() is False else ""
     words = f"pooled over folds: {100 * pooled.mean:+.1f}" if pooled else unknown
     both = _minus(degradation, shared)
+    fall = _finding(claim, "degradation: the same images, pristine - degraded", None, degradation,
+                    f"the paper's whole fall: {whole:.1f} points",
+                    "the copies are degraded by us, with a strength of our choosing")  # fmt: skip
+    if shared is None and degradation is not None:  # without the other explanation there is nothing to weigh it against
+        fall = replace(fall, verdict="not testable")
     return [
-        _finding(claim, "degradation: the same images, pristine - degraded", None, degradation,
-                 f"the paper's whole fall: {whole:.1f} points"),
+        fall,
         _finding(claim, "shared patients: folds by image - by patient (the claim: nothing)", None, shared, words,
                  sign=-1, margin=claim["margin"]),
         _finding(claim, "degradation minus shared patients", None, both, "" if both else unknown),
@@ -185,8 +209,11 @@ def _complementary(claim: dict, case: Case) -> list[Finding]:
         if all(pair):
             gains = " and ".join(f"{100 * p.mean:.1f}" for p in pair)
             words = f"a perfect choice adds {gains} points of recall; a weak partner errs elsewhere too"
+        branches = [alone, second_branch(case.evaluator, on, case.preset)]
+        scores = "macro-F1 of the branches alone: {} and {} %".format(*(f"{100 * b.mean:.1f}" for b in branches)) \
+            if all(branches) else ""  # fmt: skip
         found.append(_finding(claim, f"second branch against a second network, {SET_WORDS[on]}", None, _minus(*pair),
-                              words))  # fmt: skip
+                              words, scores))  # fmt: skip
         mixed = _minus(mixture(case.evaluator, on, case.preset), alone)
         found.append(_finding(claim, f"mean of both branches - first branch, macro-F1, {SET_WORDS[on]}", None, mixed))
     return found
@@ -199,27 +226,48 @@ def _recovery(claim: dict, case: Case) -> list[Finding]:
     targets = case.predictions.paper["profiles"][case.predictions.profile]["targets"]
     for rare in (target["name"] for target in case.predictions.paper["targets"][targets]):
         for on in case.sets:
+            off = rare in _off(case)
             change = None
-            if rare in case.predictions.classes:
+            if rare in case.predictions.classes and not off:
                 change = case.evaluator.change(after, before, on, "macro_recall", rare)
-            found.append(_finding(claim, f"recall of {rare}, {SET_WORDS[on]}", None, change, _in_force(case)
-                                  if change else ""))  # fmt: skip
+            found.append(_finding(claim, f"recall of {rare}, {SET_WORDS[on]}", None, change,
+                                  _in_force((rare,) if off else _off(case) if change else ())))  # fmt: skip
     return found
 
 
 def _control(claim: dict, case: Case) -> list[Finding]:
+    """Under every set of rules of the preset: a rule that is off gains nothing for a reason that is not the cue's."""
     if not case.predictions.controls:
         return [_finding(claim, "gain of phase 3, benchmark - control", None, None, "this profile has no control")]
     found = []
     for name, _ in case.predictions.controls:
-        for on in case.sets:
-            here = case.change("+ Phase 3", "+ Phase 2", on)
-            there = case.change("+ Phase 3", "+ Phase 2", on, name)
-            found.append(_finding(claim, f"gain of phase 3, benchmark - control, {SET_WORDS[on]}", None,
-                                  _minus(here, there), _in_force(case)))  # fmt: skip
-            found.append(_finding(claim, f"gain of phase 3 on the control (the claim: nothing), {SET_WORDS[on]}", None,
-                                  there, sign=-1, margin=claim["margin"]))  # fmt: skip
+        for rules in rules_of(case.predictions.paper, case.preset):
+            for on in case.sets:
+                found += _control_pair(claim, case, name, rules, on)
     return found
+
+
+def _control_pair(claim: dict, case: Case, control: str, rules: str, on: str) -> list[Finding]:
+    where = ("", control)
+    here, there = (_gain_of_cue(case, rules, on, benchmark) for benchmark in where)
+    off = [_off(case, rules, benchmark) for benchmark in where]
+    words = [f"{benchmark or 'here'}: {_in_force(names)}" for benchmark, names in zip(where, off, strict=True) if names]
+    suffix = f", {SET_WORDS[on]}" + f" (rules {rules})" * (rules != case.rules)
+    pair = _finding(claim, f"gain of phase 3, benchmark - control{suffix}", None, _minus(here, there), *words)
+    alone = _finding(claim, f"gain of phase 3 on the control (the claim: nothing){suffix}", None, there,
+                     *(words[-1:] if off[1] else ()), sign=-1, margin=claim["margin"])  # fmt: skip
+    if alone.verdict == "supported" and pair.verdict != "supported":
+        note = "no more is certain to be gained where the cue is, so that nothing follows from nothing"
+        alone = replace(alone, verdict="undecided", note="; ".join(filter(None, (alone.note, note))))
+    return [pair, alone]
+
+
+def _gain_of_cue(case: Case, rules: str, on: str, benchmark: str) -> Estimate | None:
+    """Macro-F1 after phase 3 minus after phase 2, fold by fold; None where no rule is in force."""
+    if _asks_nothing(case, rules, benchmark):
+        return None
+    final = RescueSpec(stage="final", rules=rules, preset=case.preset, benchmark=benchmark)
+    return case.evaluator.change(final, replace(final, stage="phase2"), on, METRIC)
 
 
 def _restoration(claim: dict, case: Case) -> list[Finding]:
@@ -242,11 +290,13 @@ def _full_training(claim: dict, case: Case) -> list[Finding]:
         low, high = (100 * v for v in known["optimism"].interval())
         words = (f"training images: {100 * known['seen'].mean:.1f} % seen, {100 * known['out of fold'].mean:.1f} % out "
                  f"of fold, optimism {100 * known['optimism'].mean:+.1f} [{low:.1f}, {high:.1f}]")  # fmt: skip
-    return [
-        _finding(claim, f"head trained on everything - on all but a fold, {SET_WORDS[on]}", None,
-                 everything_head(case.evaluator, on, case.preset), words)
-        for on in case.sets
-    ]  # fmt: skip
+    found = []
+    for on in case.sets:
+        average = everything_head(case.evaluator, on, case.preset, averaged=True)
+        less = f"against the average of the folds' heads: {100 * average.mean:+.1f}" if average else ""
+        found.append(_finding(claim, f"head trained on everything - on all but a fold, {SET_WORDS[on]}", None,
+                              everything_head(case.evaluator, on, case.preset), less, words))  # fmt: skip
+    return found
 
 
 KINDS: dict[str, Callable[[dict, Case], list[Finding]]] = {

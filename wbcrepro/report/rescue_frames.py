@@ -18,14 +18,14 @@ ALL = "all classes"
 SHARES = ("both right", "only first branch", "only second branch", "both wrong")
 
 
-def overlap_frame(evaluator: RescueEvaluator, on: str = "test_degraded", preset: str = "paper") -> pd.DataFrame:
+def overlap_frame(evaluator: RescueEvaluator, on: str = "", preset: str = "paper") -> pd.DataFrame:
     """Where the two branches are right: per class, and the mean over classes (``ALL``), percent of the images.
 
     Columns: class, images, `SHARES`, ``oracle gain`` = images that only the second branch gets right: what a perfect
     choice between the branches would add to the first one's recall. Empty while something is missing. Branches are
-    the averages over folds.
+    the averages over folds. Here and below, ``on`` is by default the last test set that there is.
     """
-    both = evaluator.branches(RescueSpec(preset=preset), on)
+    both = evaluator.branches(RescueSpec(preset=preset), on or evaluator.predictions.hardest())
     if both is None:
         return pd.DataFrame()
     labels, classes = both.scored.labels, evaluator.predictions.classes
@@ -68,6 +68,21 @@ def oracle_gain(evaluator: RescueEvaluator, partner: str, on: str, preset: str =
         plain[fold] = Decided(scored.ids, scored.labels, codes, units)
     one, other = (evaluator.score(d, "macro_recall") for d in (gains, plain))
     return one.minus(other)
+
+
+def second_branch(
+    evaluator: RescueEvaluator, on: str, preset: str = "paper", metric: str = "macro_f1"
+) -> Estimate | None:
+    """The second branch alone, fold by fold, over the images that have an embedding. None while one is missing."""
+    found = {}
+    for fold, scored in evaluator.folds(RescueSpec(preset=preset, folds="each"), on).items():
+        second = evaluator.semantic(preset, on, fold)
+        if second is None:
+            return None
+        seen = ~np.isnan(second).any(1)
+        units = units_of(scored.ids[seen], scored.groups[seen])
+        found[fold] = Decided(scored.ids[seen], scored.labels[seen], second[seen].argmax(1), units)
+    return evaluator.score(found, metric)
 
 
 def mixture(evaluator: RescueEvaluator, on: str, preset: str = "paper", metric: str = "macro_f1") -> Estimate | None:
@@ -126,11 +141,11 @@ def threshold_values(value: float, threshold: str) -> np.ndarray:
 
 
 def sensitivity_frame(
-    evaluator: RescueEvaluator, rules: str = "paper", on: str = "test_degraded", preset: str = "paper"
+    evaluator: RescueEvaluator, rules: str = "paper", on: str = "", preset: str = "paper"
 ) -> pd.DataFrame:
     """Final macro-F1 (percent) as each threshold moves and the others stay: class, threshold, fitted, value, macro_f1,
     f1, rescued, rescued_right. Empty while something is missing; a rule that is not in force has no line."""
-    fitted = evaluator.predictions.rules(rules)
+    fitted, on = evaluator.predictions.rules(rules), on or evaluator.predictions.hardest()
     both = evaluator.branches(RescueSpec(preset=preset), on)
     if fitted is None or both is None:
         return pd.DataFrame()
@@ -153,18 +168,19 @@ def sensitivity_frame(
     return frame.assign(macro_f1=100 * frame["macro_f1"], f1=100 * frame["f1"]) if len(frame) else frame
 
 
-def targets_of(predictions: RescuePredictions, rules: str = "paper") -> list[RareClass]:
+def targets_of(predictions: RescuePredictions, rules: str = "paper", benchmark: str = "") -> list[RareClass]:
     """The rare classes of the rules, those not in force included; empty while the rescue has not run."""
-    found: Rules | None = predictions.rules(rules)
+    found: Rules | None = predictions.rules(rules, benchmark)
     return list(found.rare) if found else []
 
 
 def target_confusions(
-    evaluator: RescueEvaluator, on: str = "test_degraded", rules: str = "paper", preset: str = "paper"
+    evaluator: RescueEvaluator, on: str = "", rules: str = "paper", preset: str = "paper"
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Names (K,) of the targets, the classes that they are confused with and "other"; and ``{stage: (K, K) images}``
     of the averaged networks, rows = truth, before and after the phases. ``([], {})`` while something is missing."""
     rare, classes = targets_of(evaluator.predictions, rules), evaluator.predictions.classes
+    on = on or evaluator.predictions.hardest()
     names = list(dict.fromkeys([*(r.name for r in rare), *(a for r in rare for a in r.against)]))
     matrices = {}
     for words, stage in (("networks alone", "base"), ("after phase 2", "phase2"), ("after phase 3", "final")):
@@ -200,11 +216,10 @@ GALLERY = {
 }
 
 
-def gallery_frame(
-    predictions: RescuePredictions, on: str = "test_degraded", rules: str = "paper", each: int = 4
-) -> pd.DataFrame:
+def gallery_frame(predictions: RescuePredictions, on: str = "", rules: str = "paper", each: int = 4) -> pd.DataFrame:
     """Up to ``each`` images of every kind of `GALLERY` and rare class: kind, class, id, truth, base, final, reason, and
     the sentences of their trace, in the order of their ids. Empty while the rescue has not run."""
+    on = on or predictions.hardest()
     found = predictions.trace(rules, on)
     if found is None:
         return pd.DataFrame()
@@ -257,18 +272,23 @@ def optimism(evaluator: RescueEvaluator, preset: str = "paper", metric: str = "m
     return {**scores, "optimism": paired, "left out": len(names) - len(common)}
 
 
-def everything_head(evaluator: RescueEvaluator, on: str, preset: str = "paper") -> Estimate | None:
-    """On test images: the head trained on everything minus each head of a fold (macro-F1). None while one misses."""
-    p, found = evaluator.predictions, {}
-    for m in p.select("semantic", preset):
-        scored = p.read(m, on)
-        if scored is None:
-            return None
-        codes = np.nan_to_num(scored.probabilities).argmax(1)
-        found[m.fold] = Decided(scored.ids, scored.labels, codes, units_of(scored.ids, scored.groups))
-    estimate = evaluator.score(found, "macro_f1")
-    if estimate is None or -1 not in estimate.values:
+def everything_head(
+    evaluator: RescueEvaluator, on: str, preset: str = "paper", *, averaged: bool = False
+) -> Estimate | None:
+    """On test images: macro-F1 of the head trained on everything minus that of each head of a fold, or (``averaged``) of
+    the mean of their probabilities, which is what the phases ask. None while one is missing."""
+    p = evaluator.predictions
+    heads = {m.fold: p.read(m, on) for m in p.select("semantic", preset)}
+    if -1 not in heads or len(heads) < 2 or any(scored is None for scored in heads.values()):
         return None
+    scored = heads[-1]
+    found = {fold: np.nan_to_num(head.probabilities) for fold, head in heads.items()}
+    if averaged:
+        found = {-1: found.pop(-1), 0: np.mean(list(found.values()), 0)}
+    units = units_of(scored.ids, scored.groups)
+    estimate = evaluator.score(
+        {fold: Decided(scored.ids, scored.labels, q.argmax(1), units) for fold, q in found.items()}, "macro_f1"
+    )
     folds = [fold for fold in estimate.values if fold != -1]
     return Estimate({f: estimate.values[-1] - estimate.values[f] for f in folds},
                     {f: estimate.draws[-1] - estimate.draws[f] for f in folds})  # fmt: skip

@@ -76,9 +76,10 @@ def _ours_html(row: RescueRow, column: RescueColumn, rank: str | None) -> str:
         low, high = (100 * v for v in entry.ours.interval())
         text += f"<br><small>[{low:.1f}, {high:.1f}]</small>"
     if entry.step is not None:
-        text += f'<br><small title="against {escape(entry.reference)}">Δ {step_text(entry)}</small>'
+        text += f"<br><small>Δ {step_text(entry)} to {escape(entry.reference)}</small>"
     if entry.verdict:
-        text += f'<br><small class="wbc-verdict">{verdicts.VALUES[entry.verdict]}</small>'
+        folds = "" if entry.change is None else f"folds alone: Δ {100 * entry.change.mean:+.1f}, "
+        text += f'<br><small class="wbc-verdict">{folds}{verdicts.VALUES[entry.verdict]}</small>'
     return text
 
 

@@ -23,10 +23,12 @@ Built = tuple[tuple[RescueColumn, ...], list["RescueRow"], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class RescueEntry(Entry):
-    """One value. ``step``: ours minus that of the row ``reference``, paired. ``number``: a value in the column's unit
-    (dB, a share) and its ``interval``; ``planned``: False where nothing is to stand there."""
+    """One value. ``step``: ours minus that of the row ``reference``, paired; ``change``: the same fold by fold, which
+    the verdict judges. ``number``: a value in the column's unit (dB, a share) and its ``interval``; ``planned``: False
+    where nothing is to stand there."""
 
     step: Estimate | None = None
+    change: Estimate | None = None
     number: float | None = None
     interval: tuple[float, float] | None = None
     planned: bool = True
@@ -47,6 +49,8 @@ class RescueRow:
     """Whether its values are differences between two rows, in points."""
     ours: bool = False
     """Whether the paper has no such row."""
+    why: str = ""
+    """Why no profile can fill it on these images; empty for any other row."""
 
 
 def _comparable(predictions: RescuePredictions, definition: dict) -> bool:
@@ -93,8 +97,10 @@ def cross_validation_rows(evaluator: RescueEvaluator, definition: dict, preset: 
             c.key: _validation_entry(evaluator, definition, line["label"], c, folds, preset, bool(planned))
             for c in columns
         }
-        elsewhere = "" if unknown else _elsewhere(p, definition, "swin")
-        rows.append(_row(p, line["label"], entries, planned, elsewhere))
+        elsewhere, why = _elsewhere(p, definition, "swin"), ""
+        if unknown:
+            elsewhere, why = "", "not possible on these images, whose patients are not known:"
+        rows.append(_row(p, line["label"], entries, planned, elsewhere, why=why))
     if p.grouped():
         both = [m for folds in ("image", "group") for m in p.networks("swin", preset, folds=folds)]
         for words, pooled in (("Gap, mean over folds", False), ("Gap, all folds pooled", True)):
@@ -189,7 +195,7 @@ def _waterfall_entry(
     verdict = ""
     if paper and printed and change is not None:
         verdict = verdicts.direction(change, round(paper[0] - printed[0], 6))
-    return RescueEntry(paper, None, ours, verdict, line.reference, step=step)
+    return RescueEntry(paper, None, ours, verdict, line.reference, step=step, change=change)
 
 
 def _disabled(predictions: RescuePredictions, lines: list[Line]) -> tuple[str, ...]:
@@ -274,10 +280,14 @@ def restored_score(
 def _restoration_words(evaluator: RescueEvaluator) -> tuple[str, ...]:
     p = evaluator.predictions
     member = next((m for m in p.select("restored", "paper", method="pix2pix") if m.done), None)
-    words = ["All rows are scored by one network, trained on images that Pix2Pix had restored: that favours its row, "
-             "and one training decides nothing."]  # fmt: skip
-    if member is not None:
-        share = {s: 100 * v for s, v in member.metrics.get("noisy", {}).items()}
+    share = {s: 100 * v for s, v in member.metrics.get("noisy", {}).items()} if member else {}
+    favour = {
+        None: "on images that Pix2Pix had restored where they were noisy: that can favour its row",
+        True: "in part on images that Pix2Pix had restored: that favours its row",
+        False: "on images of which none was noisy enough to be restored: no row is favoured",
+    }[share["train"] > 0 if "train" in share else None]
+    words = [f"All rows are scored by one network, trained {favour}, and one training decides nothing."]
+    if share:
         listed = ", ".join(f"{v:.0f} % of {name}" for name, v in share.items())
         images = member.metrics.get("restoration", {}).get("images")
         words.append(f"Only images that the noise filter calls noisy are restored: {listed}.")

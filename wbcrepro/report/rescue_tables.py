@@ -58,11 +58,12 @@ class RescueTable:
 
     def holes(self) -> list[tuple[str, str]]:
         """Pairs of what is missing, in words, and the command that fills it (empty where nothing does)."""
-        groups: dict[tuple[str, bool], list[str]] = {}
+        groups: dict[tuple[str, str], list[str]] = {}
         for row in self.rows:
             if row.command or row.left_out:
-                groups.setdefault((row.command, row.left_out), []).append(row.label)
-        return [(f"{hole_words(*key)} {', '.join(labels)}", key[0]) for key, labels in groups.items()]
+                words = row.why or hole_words(row.command, row.left_out)
+                groups.setdefault((words, row.command), []).append(row.label)
+        return [(f"{words} {', '.join(labels)}", command) for (words, command), labels in groups.items()]
 
     def caption(self) -> str:
         """What the numbers are, in sentences."""
