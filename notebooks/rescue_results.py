@@ -195,10 +195,10 @@ each_real(fall)
 # %% [markdown]
 # ## Table 2: from one network to the rescue
 #
-# The paper's column is macro-F1 on a private leaderboard, without a spread. Ours are a pristine and a degraded test set,
-# with other patients than in training where patients are known; and, where the profile has it, the *control*: rare
-# cells drawn without spiky outlines and with the nuclei and the stain of the cells that they are confused with, so
-# that the two cues of phase 3 carry nothing and it must gain nothing.
+# The paper's column is macro-F1 on a private leaderboard, without a spread. Ours are a pristine and a degraded test
+# set, with other patients than in training where patients are known; and, where the profile has it, the *control*:
+# rare cells drawn without spiky outlines and with the nuclei and the stain of the cells that they are confused with,
+# so that the two cues of phase 3 carry nothing and it must gain nothing.
 
 # %% tags=["hide-input"]
 table_of(ours, "table_2")

@@ -275,8 +275,8 @@ def optimism(evaluator: RescueEvaluator, preset: str = "paper", metric: str = "m
 def everything_head(
     evaluator: RescueEvaluator, on: str, preset: str = "paper", *, averaged: bool = False
 ) -> Estimate | None:
-    """On test images: macro-F1 of the head trained on everything minus that of each head of a fold, or (``averaged``) of
-    the mean of their probabilities, which is what the phases ask. None while one is missing."""
+    """On test images: macro-F1 of the head trained on everything minus that of each head of a fold, or (``averaged``)
+    of the mean of their probabilities, which is what the phases ask. None while one is missing."""
     p = evaluator.predictions
     heads = {m.fold: p.read(m, on) for m in p.select("semantic", preset)}
     if -1 not in heads or len(heads) < 2 or any(scored is None for scored in heads.values()):
