@@ -104,7 +104,7 @@ def fake_rules(name: str, labels, morphology: Morphology) -> Rules:
 def _sets(cell, table) -> dict[str, np.ndarray]:
     """Rows of the sets that a cell stores."""
     fold, sets = cell.config["fold"], table["set"].to_numpy()
-    tests = {name: np.flatnonzero(sets == name) for name in TESTS}
+    tests = {name: np.flatnonzero(sets == name) for name in TESTS if (sets == name).any()}
     if cell.kind == "rescored":
         return tests
     if cell.kind == "semantic" and fold < 0:
@@ -204,7 +204,7 @@ def _rescue(store, plan, cell, benchmark, *_) -> dict:
     rules = fake_rules(cell.labels["rules"], table["label"].to_numpy()[train], cells.take(train))
     write_json(store.folder(cell.id) / "rules.json", rules.to_json())
     stored, predictions = {}, {"classes": np.array(CLASSES), "views": np.array(["swin", "semantic"])}
-    for on in ("oof", *TESTS):
+    for on in ("oof", *(name for name in TESTS if (table["set"] == name).any())):
         name, join = ("val", np.concatenate) if on == "oof" else (on, lambda parts: np.mean(parts, axis=0))
         swin = join([combine_views(a[f"{name}_probabilities"], RESCUE_WEIGHTS) for a in arrays["tta"]])
         semantic = join([a[f"{name}_probabilities"][:, 0].astype(np.float64) for a in arrays["semantic"]])

@@ -28,13 +28,18 @@ from wbcrepro.seeds import derive_seed
 Part = tuple[str, np.ndarray, np.ndarray | int]  # set, manifest rows, fold of each row
 
 
+PUBLISHED = "published"
+"""``degraded`` of a benchmark whose test images were published degraded, at least some of them."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """``table`` has one row an item: item (0..N-1), id, row (of the manifest), label (code into ``classes``), set
-    ("train" | "test" | "test_degraded"), fold (-1 outside train, and for images that always train), group, domain. The
-    degraded copy of an image has its id. ``classes`` run from head to tail. ``notes`` are caveats that belong next to
-    every number. ``domains``: the laboratories of protocol `domains` in order, each of which can be held out;
-    ``variants``: further domains that are scored with a held-out one and never train (the same cells, other stains)."""
+    ("train" | "test" | "test_degraded"), fold (-1 outside train, and for images that always train), group, domain. A
+    degraded copy that this package makes has the id of its image. ``classes`` run from head to tail. ``degraded``: how
+    copies are degraded, or `PUBLISHED`. ``notes`` are caveats that belong next to every number. ``domains``: the
+    laboratories of protocol `domains` in order, each of which can be held out; ``variants``: further domains that are
+    scored with a held-out one and never train (the same cells, other stains)."""
 
     name: str
     source: ImageSource
@@ -43,7 +48,7 @@ class Benchmark:
     caption: str
     notes: tuple[str, ...]
     table: pd.DataFrame
-    degraded: Mapping | None = None
+    degraded: Mapping | str | None = None
     domains: tuple[str, ...] = ()
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -68,30 +73,23 @@ class Benchmark:
     def twins(self) -> np.ndarray:
         """Manifest row of the pristine twin of each published degraded image, int64 (N,), -1 where there is none: the
         pairs of WBCBench's Hugging Face release. Copies that this package degrades are not among them."""
-        frame = self.source.manifest.frame
-        found = np.full(len(self.table), -1, dtype=np.int64)
-        if "original_id" not in frame:
-            return found
-        pristine = frame.index[(frame["domain"] == "pristine") & (frame["status"] == "ok")]
-        row_of = dict(zip(frame["original_id"].loc[pristine], pristine, strict=True))
-        rows, domains = self.table["row"].to_numpy(), self.table["domain"].to_numpy()
-        for item in np.flatnonzero(domains == "degraded"):
-            found[item] = row_of.get(frame["original_id"].iloc[rows[item]], -1)
-        return found
+        return _twins(self.source.manifest.frame, self.table["row"].to_numpy())
 
     def read(self, item: int) -> np.ndarray:
-        """Image of a table row, uint8 (H, W, 3); items of "test_degraded" are degraded by a seed from their id."""
+        """Image of a table row, uint8 (H, W, 3); items of "test_degraded" are degraded by a seed from their id, where
+        they were not published degraded."""
         row = self.table.iloc[item]
         image = self.source.read(int(row["row"]))
-        if row["set"] != "test_degraded":
+        if row["set"] != "test_degraded" or self.degraded == PUBLISHED:
             return image
         seed = derive_seed("degraded", self.degraded["seed"], row["id"])
         return degrade(image, kind=self.degraded["kind"], severity=self.severity(item), seed=seed)
 
     def severity(self, item: int) -> int:
-        """Severity of an item: 0 if pristine, otherwise one of the benchmark's severities, from a hash of its id."""
+        """Severity by which this package degrades an item: 0 if not at all, otherwise one of the benchmark's
+        severities, from a hash of its id."""
         row = self.table.iloc[item]
-        if row["set"] != "test_degraded":
+        if row["set"] != "test_degraded" or self.degraded == PUBLISHED:
             return 0
         choices = self.degraded["severities"]
         return choices[derive_seed("severity", self.degraded["seed"], row["id"]) % len(choices)]
@@ -153,7 +151,9 @@ def build(name: str, source: ImageSource, settings: Mapping) -> Benchmark:
     variants = domain_benchmarks.variants_of(settings) if in_domains else {}
     domains = tuple(p for p in settings["parts"] if not any(p in v for v in variants.values())) if in_domains else ()
     degraded = None if domains else settings["degraded"]
-    if degraded is not None:
+    if degraded == PUBLISHED:
+        parts = [piece for part in parts for piece in (_published(manifest, part[1]) if part[0] == "test" else [part])]
+    elif degraded is not None:
         parts = [*parts, *(("test_degraded", rows, -1) for part, rows, _ in parts if part == "test")]
     table = _table(manifest, classes, parts)
     notes = domain_benchmarks.domain_notes(table, classes, domains) if domains else []
@@ -164,6 +164,30 @@ def build(name: str, source: ImageSource, settings: Mapping) -> Benchmark:
         raise DataMissing(f"benchmark {name}: no training image of {', '.join(empty)} in {len(manifest.frame)} rows of "
                           "the manifest; a class whose images all share one group cannot be on both sides of a split")
     return benchmark
+
+
+def _published(manifest: Manifest, rows: np.ndarray) -> list[Part]:
+    """Test rows as two sets: those that were published degraded, and the pristine ones with the twins of the former."""
+    hurt = manifest.frame["domain"].to_numpy()[rows] == "degraded"
+    twins = _twins(manifest.frame, rows[hurt])
+    pristine = np.union1d(rows[~hurt], twins[twins >= 0])
+    if not hurt.any() or not len(pristine):
+        raise DataMissing(f"{manifest.name}: expected pristine and degraded test images, got {len(pristine)} and "
+                          f"{hurt.sum()}. Next step: both phases of the release")  # fmt: skip
+    return [("test", pristine, -1), ("test_degraded", rows[hurt], -1)]
+
+
+def _twins(frame: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """Manifest rows int64 (N,) of the pristine twins of published degraded images ``rows`` (N,), -1 without one."""
+    found = np.full(len(rows), -1, dtype=np.int64)
+    if "original_id" not in frame:
+        return found
+    pristine = frame.index[(frame["domain"] == "pristine") & (frame["status"] == "ok")]
+    row_of = dict(zip(frame["original_id"].loc[pristine], pristine, strict=True))
+    domains, originals = frame["domain"].to_numpy()[rows], frame["original_id"].to_numpy()[rows]
+    for place in np.flatnonzero(domains == "degraded"):
+        found[place] = row_of.get(originals[place], -1)
+    return found
 
 
 def _table(manifest: Manifest, classes: Sequence[str], parts: Sequence[Part]) -> pd.DataFrame:

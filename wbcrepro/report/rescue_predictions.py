@@ -179,6 +179,10 @@ class RescuePredictions(StoredRun):
         done = self.select("tta", done=True, folds="group")[:1]
         return tuple(s for s in TESTS if any(self.read(m, s) is not None for m in done))
 
+    def hardest(self) -> str:
+        """The last of `sets`: the degraded test set where there is one (and while nothing has run)."""
+        return (self.sets() or TESTS)[-1]
+
     def presets(self) -> tuple[str, ...]:
         """The presets that are planned, ``paper`` first."""
         return tuple(dict.fromkeys(p for m in self.members for p in m.presets))
