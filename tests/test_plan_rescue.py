@@ -118,6 +118,14 @@ def test_every_profile_names_what_exists(profile):
     assert methods <= {*BASELINES, "pix2pix", "true_pairs"}
 
 
+def test_batches_are_split_where_that_is_asked_for(plan, tmp_path):
+    split = make_plan("rescue", "tiny", store=Store(tmp_path), accumulate=4, progress=False)
+    assert {c.config["optimisation"]["accumulate"] for c in of(split, "train")} == {4}
+    assert not {c.id for c in of(split, "train")} & {c.id for c in of(plan, "train")}
+    assert {c.id for c in of(split, "restorer")} == {c.id for c in of(plan, "restorer")}
+    assert "--accumulate 4" in split.options
+
+
 def test_fitted_rules_choose_tau_for_the_label_at_the_end(plan):
     judges = {cell.labels["rules"]: cell.config.get("judge", "phase2") for cell in of(plan, "rescue")}
     assert judges == {"paper": "phase2", "fitted": "final", "code": "phase2"}

@@ -120,8 +120,9 @@ def make_plan(
     if accumulate is not None:
         if accumulate < 1:
             raise UsageError(f"--accumulate {accumulate}: expected 1 or more passes for each optimiser step")
-        if "stage1" in settings:  # designs of many small minibatches have no batch to split
-            settings = settings | {"stage1": settings["stage1"] | {"accumulate": accumulate}}
+        for key in ("stage1", "optimisation"):  # designs of many small minibatches have no batch to split
+            if "accumulate" in settings.get(key, {}):
+                settings = settings | {key: settings[key] | {"accumulate": accumulate}}
     name = dataset or settings["benchmark"]
     benchmark = load_benchmark(name, data_root=data, cache=store.cache, progress=progress)
     planner = PLANNERS[document["design"]]
