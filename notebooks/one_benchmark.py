@@ -27,9 +27,11 @@ ACCUMULATE = None  # passes that make one batch, or None for the profile's
 #
 # What may be compared is narrower than what stands on the page. Two scores can be held against each other if they are
 # of the **same images**, so only within one column; if the **network** is the same, so the first tables show only the
-# network that most papers share here; and if the **budget** is the same, so each table says which rows had another.
-# Papers whose test sets differ in kind (held out from the data that trained, or a laboratory never seen) stand in
-# different tables, and no number connects them.
+# network that most papers share here; if the **budget** is the same, so each table says which rows had another; and if
+# the networks read the **same pixels**. Those of `rescue` read a cell that was segmented, isolated and, where noisy,
+# restored, those of `decoupled` the image: in a column that both share, their rows compare two pipelines, and the table
+# below says so. Papers whose test sets differ in kind (held out from the data that trained, or a laboratory never seen)
+# stand in different tables, and no number connects them.
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -101,8 +103,13 @@ else:
 # Macro-F1 in percent, mean and standard deviation over $n$ trainings (folds or trials), and in brackets the 95 %
 # bootstrap interval over test images. In each row the macro average and the weights that are scored are those of the
 # paper's design: all classes of the list on a held-out test set, those that occur in it for an unseen laboratory. No
-# views are averaged unless the row says so. A hole names the command that fills it; a dash means that these images are
-# no test set of the paper.
+# views are averaged unless the row says so. A hole names the command that fills it. A dash means that nothing is
+# planned for the row on these images: they are no test set of the paper, or it has not been run on this data set and
+# what it would score there is not known yet. *Ran, not stored here*: of results that came with the repository some rows
+# keep the average of their views only; averages of folds stand below.
+#
+# Rows bear their papers' names. `swin` of `rescue` is that paper's training of its main network, a Swin Transformer;
+# in a profile with a small stand-in the row keeps the name, and the network that ran is the one that the tables name.
 
 # %% tags=["hide-input"]
 matrix_html(compared, "one_benchmark.csv")

@@ -550,9 +550,33 @@ each_real(selections)
 SPLITS = {"all images": {}, "four fifths": {"rows": "in_split"}}
 
 
+def left_out_words(found):
+    """Classes that go with the fifth that a trial leaves out, and what that does to an average over classes."""
+    lines = []
+    for laboratory in found.held_out(preset="paper"):
+        for member in {m.trial: m for m in found.find(held_out=laboratory, preset="paper", done=True)}.values():
+            scored = found.read(member)
+            classes, out = np.unique(scored.labels), scored.folds == member.trial
+            gone = np.setdiff1d(classes, scored.labels[~out])
+            if not len(gone):
+                continue
+            images = ", ".join(
+                f"{'the only image' if n == 1 else f'all {n} images'} of {found.classes[code]}"
+                for code, n in zip(gone, (scored.labels == gone[:, None]).sum(1), strict=True)
+            )
+            lines.append(
+                f"- The fifth that trial {member.trial} leaves out of `{laboratory}` holds {images}. The average is "
+                f"over {len(classes) - len(gone)} classes in place of {len(classes)}: a row with F1 = 0 in what "
+                f"is gone gains {100 * len(gone) / (len(classes) - len(gone)):.0f} % of its value, because it is no "
+                "longer asked for it; a row that had it right loses."
+            )
+    return "\n".join(lines)
+
+
 def splits(found, prefix):
     words = "all images of the target, and four fifths in imitation of the released code"
-    return choices(found, prefix, "scored", SPLITS, words)
+    display(choices(found, prefix, "scored", SPLITS, words))
+    return Markdown(left_out_words(found))
 
 
 splits(ours, "")
@@ -795,6 +819,7 @@ display(line)
 # and nothing else would score the latter.
 
 # %% tags=["hide-input"]
+told = {}  # by method: right answers on the laboratory, percent
 if embeddings:
     frame = probe_frame(embeddings)
     shown = frame[["features", "images"]].copy()
@@ -807,6 +832,7 @@ if embeddings:
         synthetic=SYNTHETIC, command=ours.make_command(), words=drawn_words("the embeddings above"),
     ))  # fmt: skip
     known = frame.set_index("features")
+    told = known["laboratory"].to_dict()
     before = known.loc["before training"] if "before training" in known.index else None
     trained = known.drop(index="before training", errors="ignore")
     text = ""
@@ -858,9 +884,23 @@ display(shown)
 # selection).
 # :::
 #
-# **3.** A probe tells the laboratory from the features of SADA almost as well as from those of ERM. Give two reasons
-# why SADA could still generalise better.
-#
+# **3.** Suppose that a probe tells the laboratory from the features of SADA at least as well as from those of ERM. Give
+# two reasons why SADA could still generalise better.
+
+# %% tags=["hide-input"]
+
+
+def told_words(told):
+    """Whether the probe above found what exercise 3 supposes."""
+    if not {"SADA", "ERM"} <= told.keys():
+        return ""
+    found = "It is so here" if told["SADA"] >= told["ERM"] else "It is not so here"
+    return f"*{found}: {told['SADA']:.0f} % from the features of SADA, {told['ERM']:.0f} % from those of ERM.*"
+
+
+Markdown(told_words(told))
+
+# %% [markdown]
 # :::{admonition} Solution
 # :class: dropdown
 # The classifier need not use the directions in which the laboratory is written: what counts is whether it is *mixed*

@@ -57,6 +57,14 @@ def test_training_curves_skip_what_no_log_holds():
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([1.0, 0.5])
 
 
+def test_training_curves_are_told_apart_without_colour():
+    logs = {f"fold {i}": [{"epoch": 0, "loss": 1.0}, {"epoch": 1, "loss": 0.5}] for i in range(42)}
+    lines = figures.training_figure(logs, ("loss",)).axes[0].lines
+    patterns = [line._unscaled_dash_pattern for line in lines]
+    assert len(set(map(str, patterns[:6]))) == 6
+    assert len({(line.get_color(), str(p)) for line, p in zip(lines, patterns, strict=True)}) == 42
+
+
 def test_calibration_by_hand():
     # Bin 0.5-0.6: confidences 0.5 and 0.5, one right; bin 0.9-1.0: 0.9, right. ECE = (2 * 0 + 1 * 0.1) / 3
     probabilities = np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.9]])

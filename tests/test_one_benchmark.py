@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from fake_domain_store import fake_domain_plan, fill_domain_store
+from fake_rescue_store import fake_rescue_plan, fill_rescue_store
 from fake_store import fake_plan, fill_store
 
 from wbcrepro.experiments.cell import Cell
@@ -13,8 +14,9 @@ from wbcrepro.experiments.store import Store, write_json
 from wbcrepro.report.costs import budget_words, chains, cost_of
 from wbcrepro.report.designs import design_of
 from wbcrepro.report.evaluate import Evaluator, Spec
+from wbcrepro.report.figures import use_style
 from wbcrepro.report.one_benchmark import Run, collect, fill_command
-from wbcrepro.report.one_benchmark_page import benchmark_figure, data_html, matrix_html
+from wbcrepro.report.one_benchmark_page import benchmark_figure, data_html, matrix_html, reading_words
 from wbcrepro.report.one_benchmark_page import budget_words as budget_sentence
 from wbcrepro.report.results import export_results, open_results
 
@@ -37,6 +39,12 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bench(runs):
     return collect(runs, 50)
+
+
+@pytest.fixture(scope="module")
+def rescue(tmp_path_factory):
+    plan = fake_rescue_plan()
+    return design_of("rescue").read(plan, fill_rescue_store(tmp_path_factory.mktemp("rescue"), plan))
 
 
 def entry(bench, paper, method, benchmark, part, preset="paper"):
@@ -223,6 +231,74 @@ def test_figure_has_a_panel_for_each_data_set_and_hollow_markers_for_single_trai
     drawn = [x for line in figure.axes[0].lines for x in line.get_xdata()]
     assert np.isclose(drawn, 100 * entry(bench, "decoupled", "ncm", "smears-demo", "test set").estimate.mean).any()
     plt.close(figure)
+
+
+def test_the_legend_does_not_squeeze_the_panels(bench):
+    with plt.rc_context():
+        use_style()
+        column = bench.columns[-1]
+        more = [dataclasses.replace(column, part=f"chula_lab50{i}") for i in range(4)]
+        there = [e for e in bench.entries if e.column == column and e.estimate is not None]
+        entries = [dataclasses.replace(e, column=c) for e in there for c in more]
+        figure = benchmark_figure(dataclasses.replace(bench, entries=tuple(entries), columns=tuple(more)))
+        figure.canvas.draw()
+        axis = figure.axes[0]
+        assert axis.get_position().width > 0.5
+        legend, title = axis.get_legend().get_window_extent(), axis._left_title.get_window_extent()
+        assert legend.x1 <= figure.bbox.x1 and legend.y1 <= title.y0
+        plt.close(figure)
+
+
+def test_what_ran_but_is_not_stored_is_no_hole(rescue):
+    opened = dataclasses.replace(rescue, reader=without_single_views(rescue), _cache={})
+    found = collect([Run(opened)], 20)
+    ldam = next(e for e in found.entries if e.method == "ldam")
+    assert (ldam.estimate, ldam.command, ldam.state) == (None, "", "ran, not stored here") and len(ldam.cells) == 3
+    assert {e.state for e in found.entries if e.method == "swin"} == {"scored"}
+    html = matrix_html(found, "m.csv")
+    assert "ran, not stored here" in html and "wbc-hole" not in html
+    assert set(found.frame()["state"]) == {"scored", "ran, not stored here"}
+
+
+def without_single_views(run):
+    """As committed results: rows beside `swin` keep the average of their views."""
+    rows = {m.id: m.row for m in run.members if m.row not in ("", "swin")}
+
+    def read(member, part):
+        found = run.reader(member, part)
+        if part != "predictions" or member not in rows:
+            return found
+        averaged = {k: v[:, :1] for k, v in found.items() if k.endswith("_probabilities")}
+        return found | averaged | {"views": np.array(["tta"])}
+
+    return read
+
+
+def test_a_dash_does_not_say_that_a_paper_has_no_such_test_set(rescue, tmp_path):
+    """Before it runs, a plan says nothing of the degraded images of another paper's benchmark."""
+    plan = fake_plan(folds=[0])
+    guest = run_of(tmp_path, plan, fill_store, skip={c.id for c in plan.cells})
+    found = collect([Run(rescue), as_guest(guest, rescue)], 20)
+    supervised = next(row for row in found.rows() if row[2] == "supervised")
+    assert [found.entry(supervised, c) and found.entry(supervised, c).state for c in found.columns] == ["not run", None]
+    html = matrix_html(found, "m.csv")
+    assert "it has not been run there" in html and "not a test set of" not in html
+
+
+def as_guest(run, host):
+    """A run as if its images were those of another's benchmark."""
+    named = {"benchmark": host.benchmark, "data_digest": host.data_digest}
+    return dataclasses.replace(run, predictions=dataclasses.replace(run.predictions, **named), own=False)
+
+
+def test_rows_of_two_pipelines_are_called_so(runs, bench, rescue):
+    found = collect([Run(rescue), as_guest(runs[0], rescue)], 20).of()
+    html = data_html(found, next(iter(found.groups().values())), "d.csv")
+    assert "<code>decoupled</code> reads the whole image, resized to 64 px" in html
+    assert "<code>rescue</code> reads the cell alone, segmented in the whole image, resized to 128 px" in html
+    assert reading_words("rescue", "mini").startswith("the cell alone, segmented in the middle 240 px of 360")
+    alone = bench.of()
+    assert not any("pipelines" in data_html(alone, columns, "d.csv") for columns in alone.groups().values())
 
 
 def test_nothing_at_all_is_an_empty_page(tmp_path):

@@ -109,13 +109,13 @@ def training_figure(logs: dict[str, list[dict]], curves: tuple[str, ...] = ("los
     """Curves from ``log.jsonl``, one panel a quantity, one line a run; a quantity that no log holds is left out."""
     found = [c for c in curves if any(c in row for log in logs.values() for row in log)]
     figure, axes = plt.subplots(1, max(len(found), 1), figsize=(WIDTH, 3.0), squeeze=False)
-    styles = ("-", "--", ":", "-.")
+    styles = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))  # another number than colours: pairs differ
     for axis, curve in zip(axes[0], found, strict=False):
         for index, (name, log) in enumerate(logs.items()):
             points = [(row.get("epoch", i), row[curve]) for i, row in enumerate(log) if row.get(curve) is not None]
             if points:
-                colour = PALETTE[index % len(PALETTE)]
-                axis.plot(*zip(*points, strict=True), styles[index // len(PALETTE) % 4], color=colour, label=name)
+                colour, style = PALETTE[index % len(PALETTE)], styles[index % len(styles)]
+                axis.plot(*zip(*points, strict=True), linestyle=style, color=colour, label=name)
         axis.set(xlabel="epoch", ylabel=CURVES.get(curve, curve.replace("_", " ")))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if found:

@@ -75,6 +75,11 @@ class Entry:
         return self.paper, self.preset, self.method, self.networks
 
     @property
+    def state(self) -> str:
+        """``scored``; ``not run``, with a command; or ``ran, not stored here``: of committed results some views."""
+        return "scored" if self.estimate is not None else "not run" if self.command else "ran, not stored here"
+
+    @property
     def label(self) -> str:
         """The row's words: the paper's name, the method, and the preset where it is not the paper's."""
         return f"{self.paper}: {self.method}" + (f" ({self.preset})" if self.preset != "paper" else "")
@@ -125,7 +130,7 @@ class OneBenchmark:
         return sorted(found, key=lambda row: order.index(row[0]))
 
     def entry(self, row: tuple, column: Column) -> Entry | None:
-        """The entry of a row in a column; None where the row's design has no such test set."""
+        """The entry of a row in a column; None where nothing of the row is planned on these images."""
         return next((e for e in self.entries if e.row == row and e.column == column), None)
 
     def differing(self, columns: Sequence[Column]) -> tuple[str, list[str]]:
@@ -159,7 +164,7 @@ def _line(entry: Entry) -> dict:
         "benchmark": column.benchmark, "profile": column.profile, "images": "synthetic" if column.synthetic else "real",
         "part": column.part, "protocol": column.protocol, "macro_f1": 100 * ours.mean if ours else None,
         "std": 100 * ours.std if ours and ours.std is not None else None, "low": low, "high": high,
-        "trainings": ours.folds if ours else 0, "seconds_per_training": entry.cost.seconds,
+        "state": entry.state, "trainings": ours.folds if ours else 0, "seconds_per_training": entry.cost.seconds,
         "seconds_in_all": entry.cost.total_seconds, "images_drawn": entry.cost.drawn, "side_px": entry.cost.side,
         "inference_ms": entry.cost.inference, "budget": entry.cost.budget, "hardware": "; ".join(entry.cost.hardware),
         "command": entry.command,

@@ -9,17 +9,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wbcrepro.papers import load_paper
 from wbcrepro.report.figures import PALETTE, WIDTH
 from wbcrepro.report.one_benchmark import Column, Entry, OneBenchmark
 from wbcrepro.report.page import Html, banner, download, hole, source
 from wbcrepro.report.tables import sentence
 
+UNPLANNED = "nothing of this row is planned on these images: no test set of the paper, or it has not been run there"
 UNKNOWN = '<span title="this run kept no record of it">not stored</span>'
 MARKERS = "osD^v<>"
+LEGEND = 2
+"""Columns of a panel's legend."""
 
 
 def matrix_html(bench: OneBenchmark, name: str) -> Html:
-    """Methods by test sets: macro-F1 with its interval, one block a protocol. A dash: no test set of this paper."""
+    """Methods by test sets: macro-F1 with its interval, one block a protocol. A dash: nothing is planned there."""
     groups, blocks = bench.groups(), ""
     for protocol in dict.fromkeys(columns[0].protocol for columns in groups.values()):
         chosen = [columns for columns in groups.values() if columns[0].protocol == protocol]
@@ -63,9 +67,9 @@ def _cells(bench: OneBenchmark) -> list[str]:
 
 def _value(entry: Entry | None) -> str:
     if entry is None:
-        return '<td title="not a test set of this paper in this profile">–</td>'
+        return f'<td title="{UNPLANNED}">–</td>'
     if entry.estimate is None:
-        return f'<td class="wbc-ours">{hole(entry.command)}</td>'
+        return f'<td class="wbc-ours">{hole(entry.command) if entry.command else entry.state}</td>'
     low, high = (100 * v for v in entry.estimate.interval())
     sd = f" ± {100 * entry.estimate.std:.1f}" if entry.estimate.std is not None else ""
     return (
@@ -95,7 +99,7 @@ def data_html(bench: OneBenchmark, columns: list[Column], name: str) -> Html:
     hardware = sorted({h for e in here.entries for h in e.cost.hardware})
     said = budget_words(budget, others)
     return Html(
-        f"{banner(first.synthetic, first.caption)}<p>{escape(caption)}</p>"
+        f"{banner(first.synthetic, first.caption)}<p>{escape(caption)}</p>{_pipelines(rows, first.profile)}"
         f'<div class="wbc-table"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
         f'<p class="wbc-source">{escape(said)}</p>'
         f"{source(_cells(here), links=[download(name, csv, 'CSV')], words='; '.join(hardware))}"
@@ -107,6 +111,26 @@ def _named(rows: list[tuple]) -> str:
     """The paper of all rows, where it is one."""
     papers = {row[0] for row in rows}
     return f"Methods of {papers.pop()} on " if len(papers) == 1 else ""
+
+
+def _pipelines(rows: list[tuple], profile: str) -> str:
+    """What the networks of each paper read, where papers differ in it; else empty."""
+    reads = {row[0]: reading_words(row[0], profile) for row in rows}
+    if len(set(reads.values())) < 2:
+        return ""
+    said = "; ".join(f"<code>{escape(paper)}</code> reads {escape(words)}" for paper, words in reads.items())
+    return f"<p>Rows of different papers compare pipelines here, not methods alone: {said}.</p>"
+
+
+def reading_words(paper: str, profile: str) -> str:
+    """What the networks of a paper read of an image in a profile."""
+    settings = load_paper(paper)["profiles"][profile]
+    pixels = settings["pixels"]
+    resize, crop, scale = pixels["resize"], pixels["crop"], pixels.get("scale")
+    seen = f"the whole image, resized to {crop} px" if resize == crop else f"the middle {crop} px of {resize}"
+    if "window" in settings:
+        seen = f"the cell alone, segmented in {seen}, restored where noisy and brought to {settings['input']} px"
+    return f"{seen} ({scale} scale)" if scale else seen
 
 
 def budget_words(budget: str, others: list[str]) -> str:
@@ -161,7 +185,7 @@ def benchmark_figure(bench: OneBenchmark) -> Figure:
     for axis, ((benchmark, _, profile), columns) in zip(axes[:, 0], groups.items(), strict=False):
         _panel(axis, bench, columns)
         kind = "synthetic" if columns[0].synthetic else "real images"
-        axis.set_title(f"{benchmark} ({kind}, profile {profile})", loc="left", pad=26)
+        axis.set_title(f"{benchmark} ({kind}, profile {profile})", loc="left", pad=12 + 15 * -(-len(columns) // LEGEND))
     axes[-1, 0].set_xlabel("macro-F1 (%), 95 % interval over images; hollow: one training")
     return figure
 
@@ -193,4 +217,5 @@ def _panel(axis: Axes, bench: OneBenchmark, columns: list[Column]) -> None:
     labels = [next(e.label for e in bench.entries if e.row == row) for row in rows]
     axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2, handletextpad=0.2)
+    words = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2, "handletextpad": 0.2}
+    axis.legend(ncols=LEGEND, **words).set_in_layout(False)  # a wide one would shrink the axes
