@@ -73,11 +73,14 @@ for name in RULES:
         line = lines.setdefault((name, row[1]), {"rules": name, "ended with": row[1].replace("_", " "),
                                                  "meaning": REASONS[row[1]], **dict.fromkeys(SET_WORDS.values(), "0")})
         line[SET_WORDS[row[0]]] = f"{row[2]} ({row[3]})"
-frame_html(
+display(frame_html(
     pd.DataFrame(lines.values()), "reasons.csv", synthetic=SYNTHETIC, command=command,
     caption="How every image's way ended: images, and in brackets how many of them have their true label at the end",
     cells=[ours.rescue_of(name).id for name in RULES],
-) if lines else Html(hole(command))  # fmt: skip
+) if lines else Html(hole(command)))  # fmt: skip
+for name in RULES:
+    if all(rule.disabled for rule in ours.rules(name).rare):
+        display(Markdown(f"Rules `{name}`: neither rule is in force here, so nothing is asked."))
 
 # %% [markdown]
 # ## How the three cells were chosen
@@ -256,6 +259,10 @@ def draw_phase(axis, trace, i, k):
     axis.text(0.99 if above else 0.01, 0.83, "passes", transform=axis.transAxes, ha="right" if above else "left",
               fontsize=8, color="#0b4a6b")  # fmt: skip
     axis.axvline(limit, color="black", lw=1.5)
+    guess = 1 / len(classes)
+    if k == 1 and left < guess < right:
+        axis.axvline(guess, color="#555555", lw=0.9, ls=":")
+        axis.text(guess, 0.04, " 1/C", fontsize=7, color="#555555")
     axis.plot(value, 0.4, marker="D" if trace.passed[i, k] else "X", ms=9, color=PALETTE[1], mec="black", mew=0.7,
               clip_on=False)  # fmt: skip
     axis.set_ylim(0, 1)
@@ -309,7 +316,8 @@ def shown(kind):
 # In each figure below: the raw image with the outlines that were found (black: cell, orange: nucleus); the cell alone;
 # what the restoration painted, if the noise filter asked for it; what the networks read; and what is measured (orange
 # line: largest distance from the centroid; black line: from the cell's centroid to the nucleus's). Below, the
-# probabilities of both branches, and each phase as a line: the value, the limit, and the side on which it passes.
+# probabilities of both branches, and each phase as a line: the value, the limit, and the side on which it passes. The
+# dotted line of phase 2, where it lies within the axis, is a guess that is the same for all $C$ classes.
 #
 # ## A cell that was rescued
 
@@ -375,18 +383,44 @@ Algorithm 1 returns `y_base` whenever a phase fails, also where that is PLY or P
 # are stopped?
 
 # %% tags=["hide-input"]
-lines = []
-for (name, on), (scored, trace) in ((key, found) for key, found in traces.items() if key[1] != "test"):
+def stops(trace, labels):
+    """For right and for wrong candidates: (how many there are, {phase: how many it stops})."""
     surfaced = trace.candidate >= 0
-    own = surfaced & (trace.candidate == scored.labels)
-    for k in (1, 2):
-        here = surfaced & ~trace.passed[:, k] & trace.passed[:, k - 1]
-        share = (f"{int((here & own).sum())} of {int(own.sum())} right candidates and {int((here & ~own).sum())} of "
-                 f"{int((surfaced & ~own).sum())} wrong ones")  # fmt: skip
-        lines.append(f"- rules `{name}`, {SET_WORDS[on]}: phase {k + 1} stops {share}.")
+    right = surfaced & (trace.candidate == labels)
+    here = {k + 1: trace.passed[:, k - 1] & ~trace.passed[:, k] for k in (1, 2)}
+    return [(int(rows.sum()), {k: int((mask & rows).sum()) for k, mask in here.items()})
+            for rows in (right, surfaced & ~right)]  # fmt: skip
+
+
+def where_most(n, stopped):
+    """The phase that stops more of ``n`` candidates, or None, and that in words."""
+    if stopped[2] == stopped[3]:
+        return None, f"both phases stop {stopped[2]} of {n}"
+    phase = max(stopped, key=stopped.get)
+    return phase, f"phase {phase} stops more ({stopped[phase]} of {n})"
+
+
+def answers(traces):
+    """A line for each set with candidates, and an answer from the first that has right and wrong ones."""
+    lines, answer = [], "No set here has both right and wrong candidates."
+    found = {key: stops(trace, scored.labels) for key, (scored, trace) in traces.items() if key[1] != "test"}
+    for (name, on), ((n, right), (m, wrong)) in found.items():
+        if n + m:
+            lines.append(f"- rules `{name}`, {SET_WORDS[on]}: of {n} right candidates phase 2 stops {right[2]} and "
+                         f"phase 3 {right[3]}, of {m} wrong ones {wrong[2]} and {wrong[3]}.")  # fmt: skip
+    for (name, on), (right, wrong) in found.items():
+        if right[0] and wrong[0]:
+            (a, of_right), (b, of_wrong) = where_most(*right), where_most(*wrong)
+            end = "cannot be said" if None in (a, b) else "the same phase" if a == b else "not the same"
+            answer = (f"Under `{name}`, {SET_WORDS[on]}: of the right candidates {of_right}, of the wrong ones "
+                      f"{of_wrong}: {end}.")  # fmt: skip
+            break
+    return [*lines, "", answer]
+
+
 Markdown(""":::{admonition} Solution
 :class: dropdown
-""" + ("\n".join(lines) or "(The cells are missing.)") + "\n:::")
+""" + ("\n".join(answers(traces)) if traces else "(The cells are missing.)") + "\n:::")
 
 # %% [markdown]
 # **3.** The outline comes from the image *before* restoration, the grey levels from the image after it. When could that

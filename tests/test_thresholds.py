@@ -288,7 +288,7 @@ def test_a_class_absent_from_the_folds_is_disabled_and_the_run_goes_on(template)
     trace = suppress_and_rescue(*world(1)[:3], rules, CLASSES)
     assert not (trace.candidate == PLY).any()
     pc = rules.of("PC")  # its own rule goes on, whatever came of it
-    assert (trace.candidate == PC).any() or "(0 images surfaced as PC" in pc.disabled
+    assert (trace.candidate == PC).any() or "(0 images would change to PC" in pc.disabled
     assert pc.fitted[0].n == 30
 
 
@@ -327,6 +327,19 @@ def test_a_rescue_that_only_harms_is_disabled():
     good[labels == PC] = np.eye(5)[PC] * 0.98 + 0.004  # and the first knows all of them
     rules = fit((good, backwards, cells, labels))
     assert "no semantic threshold raises the out-of-fold F1 of PC above 1.000" in rules.of("PC").disabled
+
+
+def test_the_reason_counts_labels_that_would_change():
+    """Images that surface with the label that they have already are none of them."""
+    swin, semantic, cells, labels = world(first=6.0)
+    rules = fit((swin, np.full_like(semantic, np.nan), cells, labels), RESCUE_PAPER)
+    boosted = swin.astype(float)
+    boosted[:, [PLY, PC]] *= [rules.of("PLY").boost, rules.of("PC").boost]
+    surfaced, kept = boosted.argmax(1) == PC, swin.argmax(1) == PC
+    new = surfaced & ~kept
+    assert (surfaced & kept).any() and new.any()
+    words = f"({new.sum()} images would change to PC in phase 1, {(new & (labels == PC)).sum()} of them rightly)"
+    assert rules.of("PC").disabled.endswith(words)
 
 
 def test_the_order_of_the_images_does_not_matter_and_other_images_cannot():

@@ -284,9 +284,10 @@ def fit_semantic(rule, rules, run: Run, folds: Folds, end, settings: FitSettings
             raise UsageError(f"{rule.name}: tau cannot be judged at the end while its cue is fitted by F1 behind it")
         tau, f1 = run.best(p_med, ~np.isnan(p_med) & (end if final else True))
         if tau is None:
-            right, all_surfaced = int((run.passed & run.rare).sum()), int(run.passed.sum())
+            right, changed = int((run.passed & run.rare).sum()), int(run.passed.sum())
             raise CannotFit(f"no semantic threshold raises the out-of-fold F1 of {rule.name} above {f1:.3f}, that of "
-                            f"the base labels ({all_surfaced} images surfaced as {rule.name}, {right} of them rightly)")
+                            f"the base labels ({changed} images would change to {rule.name} in phase 1, {right} of "
+                            "them rightly)")
         criterion = f"highest out-of-fold F1 after phase {3 if final else 2}, ties to the stricter"
         rule = replace(rule, semantic=max(tau, 0.0))
     run.passed &= p_med > rule.semantic if rules.mode == "code" else p_med >= rule.semantic

@@ -11,7 +11,7 @@ from wbcrepro.rescue.phases import Phase, reasons
 from wbcrepro.rescue.rules import Rules
 
 REASONS = {
-    "no_candidate": "no rare class surfaced",
+    "no_candidate": "no rare class with a rule in force surfaced",
     "no_embedding": "surfaced, but there is no embedding to ask the second model about",
     "semantic": "the second model gives the class too little",
     "not_confused": "the standing label is not one that the class is confused with (released code)",
