@@ -151,3 +151,14 @@ def test_released_features_are_those_of_the_released_code(golden, plan, tmp_path
     cropped = [released_morphology(image, border_crop(image, size=224))[0][0] for image in images]
     np.testing.assert_allclose(features[:, 0], cropped, rtol=1e-6)
     assert abs(features[:, 0] - file["spikiness"]).max() > 0.01, "the border was not cropped"
+
+
+def test_cells_that_the_window_cuts_are_counted(plan, tmp_path):
+    small, large = cells_of(plan, tmp_path / "small"), cells_of(plan, tmp_path / "large", radius=26)
+    images = plan.benchmark.table["set"].value_counts().to_dict()
+    assert kinds_cells.run_cells(small)["cut_by_window"] == dict.fromkeys(images, 0)
+    report = kinds_cells.run_cells(large)
+    assert report["cut_by_window"] == images
+    assert report["status"] == {name: {"ok": count} for name, count in images.items()}
+    with np.load(large.folder / "cells.npz") as found:
+        assert found["cut"].all()

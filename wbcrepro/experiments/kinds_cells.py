@@ -1,11 +1,12 @@
 """Kinds of cells that look at blood cells one by one, for ``design: rescue``: isolate and measure them.
 
 ``cells`` writes ``cells.npz`` - ``ids`` (N), ``status`` (N words), ``cell`` and ``nucleus`` (N x W x W masks in the
-window of the isolated cell, packed to bits along the last axis), ``centroid`` (N x 2, in the raw image) and
-``other_cells`` (N) - and a pixel cache of the isolated cells on white. An image without a cell is all white there, and
-its status says why. ``morphology`` writes ``morphology.npz``: ``ids``, ``features`` (N x F float32, NaN where not
-measurable), ``columns``, ``status``; ``released_morphology`` writes the same file with the features of the released
-code, which asks for no mask. Between isolation and measuring stand the cells of `kinds_restoration`.
+window of the isolated cell, packed to bits along the last axis), ``centroid`` (N x 2, in the raw image),
+``other_cells`` (N) and ``cut`` (N bool: the window does not hold the whole cell; no status says so, the metrics count
+them) - and a pixel cache of the isolated cells on white. An image without a cell is all white there, and its status
+says why. ``morphology`` writes ``morphology.npz``: ``ids``, ``features`` (N x F float32, NaN where not measurable),
+``columns``, ``status``; ``released_morphology`` writes the same file with the features of the released code, which asks
+for no mask. Between isolation and measuring stand the cells of `kinds_restoration`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from wbcrepro.experiments.store import StoredCell
 from wbcrepro.rescue.cell_evaluation import iou
 from wbcrepro.rescue.cells import Cell, segment
 from wbcrepro.rescue.cells_cellpose import load_cellpose
-from wbcrepro.rescue.isolate import border_crop, isolate
+from wbcrepro.rescue.isolate import border_crop, fits, isolate
 from wbcrepro.rescue.morphology import collect, morphology, released_morphology
 
 CHUNK = 64
@@ -72,6 +73,7 @@ def _isolated(image: np.ndarray, window: int, find: Find) -> dict[str, np.ndarra
         "nucleus": np.packbits(inside[1], axis=-1),
         "centroid": np.array(cell.centroid, dtype=np.float32),
         "other_cells": np.array(cell.other_cells),
+        "cut": np.array(bool(cell.cell.any()) and not fits(cell, window)),
         "images": alone.transpose(2, 0, 1),
     }
 
@@ -98,6 +100,8 @@ def run_cells(context: Context) -> dict:
     for part in context.folder.glob("part-*.npz"):
         part.unlink(missing_ok=True)
     report = {"images": count, "window": window, "status": _counts(context.benchmark, found["status"])}
+    sets = context.benchmark.table["set"].to_numpy()
+    report["cut_by_window"] = {str(name): int(found["cut"][sets == name].sum()) for name in dict.fromkeys(sets)}
     truth = _against_truth(context.benchmark, raw, find)
     return report | ({"truth": truth} if truth else {})
 
