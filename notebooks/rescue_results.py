@@ -464,7 +464,6 @@ two classes whose F1 together rose by about {13 * total / 100:.1f} of at most 2:
 #
 # :::{admonition} Solution
 # :class: dropdown
-# The rules are fitted again on the control: intensity is one of the three features and is not among the cues that were
-# switched off, so the Mahalanobis filter may still find plasma cells by their staining. And stopping candidates at
-# random gains something where nearly all candidates are wrong.
+# The rules are fitted again on the control, so other rules may be in force there, with other candidates. And stopping
+# candidates at random gains something where nearly all candidates are wrong.
 # :::

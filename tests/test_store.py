@@ -194,9 +194,9 @@ def test_an_algorithm_watched_late_enters_identities_when_its_version_is_raised(
 
 
 def test_every_watched_algorithm_reaches_an_identity(monkeypatch):
-    """Through a kind of cell or, for the smears, through the digest of the data: raising any version renames cells."""
+    """Through a kind of cell (Cellpose: where it is asked for) or, for the smears, through the digest of the data."""
     used = {name for names in versions.USED_BY.values() for name in names}
-    assert set(versions.ALGORITHMS) - used - set(domains.ALGORITHMS) == {"smears"}
+    assert set(versions.ALGORITHMS) - used - set(domains.ALGORITHMS) == {"smears", "cellpose"}
     for name in domains.ALGORITHMS:  # each enters the identity of its own trainings
         assert name in versions.versions_of("domain_train", name)
     before = SmearSource(SmearSpec.balanced(1, size=32)).manifest.digest
