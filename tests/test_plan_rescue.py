@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from wbcrepro.cli import main
+from wbcrepro.data.smears import SmearSource, SmearSpec
 from wbcrepro.errors import UsageError
 from wbcrepro.experiments.kinds_rescue import fit_settings
 from wbcrepro.experiments.plan import make_plan
@@ -116,6 +119,40 @@ def test_every_profile_names_what_exists(profile):
         assert row["row"] in settings["rows"]
     methods = {row["method"] for row in paper["tables"]["table_restoration"]["rows"]}
     assert methods <= {*BASELINES, "pix2pix", "true_pairs"}
+
+
+def smears_of(folder, *classes):
+    """A dataset in folders with these classes alone, as ``--dataset`` names it."""
+    source = SmearSource(SmearSpec.balanced(10, classes, size=24, confined={}))
+    for row, label in enumerate(source.manifest.frame["label"]):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source.read(row)).save(folder / label / f"{row}.png")
+    return f"folder:{folder}"
+
+
+def test_rules_for_classes_that_the_data_lack_are_left_out_and_said_so(tmp_path, capsys):
+    dataset = smears_of(tmp_path / "cells", "LY", "MO", "PC")
+    arguments = ("--paper", "rescue", "--profile", "demo", "--dataset", dataset, "--store", str(tmp_path / "s"))
+    assert main(["plan", *arguments]) == 0
+    words = "no rule for PLY (PLY absent); PC only against LY (VLY absent)"
+    assert f"without={words}" in capsys.readouterr().out
+    plan = make_plan("rescue", "demo", store=Store(tmp_path / "s"), dataset=dataset, progress=False)
+    for cell in of(plan, "rescue"):
+        assert cell.config["targets"] == [{"name": "PC", "against": ["LY"], "cue": "mahalanobis"}]
+        assert cell.labels["without"] == words
+    for cell in of(plan, "semantic"):  # its head has no factor for a class that it does not have
+        assert cell.config["settings"]["resample"] == {"PC": 5, "LY": 0.5}
+
+
+def test_data_with_nothing_to_rescue_are_refused_before_anything_is_trained(tmp_path):
+    dataset = smears_of(tmp_path / "cells", "LY", "MO", "EO")
+    with pytest.raises(UsageError, match=r"nothing to rescue: no rule for PLY \(PLY absent\); no rule for PC"):
+        make_plan("rescue", "tiny", store=Store(tmp_path / "s"), dataset=dataset, progress=False)
+
+
+def test_rules_are_whole_where_every_class_is_there(plan):
+    targets = load_paper("rescue")["targets"]["wbcbench"]
+    assert all(c.config["targets"] == targets and "without" not in c.labels for c in of(plan, "rescue"))
 
 
 def test_batches_are_split_where_that_is_asked_for(plan, tmp_path):

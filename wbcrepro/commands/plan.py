@@ -33,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
         done = sum(store.done(cell.id) for cell in plan.cells)
         print(f"{plan.paper}, profile {plan.profile}, {plan.benchmark.name}: {len(plan.cells)} cells, {done} done")
         for cell in plan.cells:
-            words = [f"{key}={cell.labels[key]}" for key in (*SHOWN_LABELS, "scale", "tier") if key in cell.labels]
+            shown = (*SHOWN_LABELS, "scale", "tier", "without")
+            words = [f"{key}={cell.labels[key]}" for key in shown if key in cell.labels]
             print(f"  {'done' if store.done(cell.id) else '    '}  {cell.id:22}  {' '.join(words)}")
     print(f"written to {path}; run one with: wbcrepro run-cell ID, all with: wbcrepro reproduce")
     return 0

@@ -25,8 +25,29 @@ MEASURED = {"paper": "morphology", "code": "released_morphology"}
 
 
 def plan_rescue(paper: dict, profile: str, settings: dict, benchmark: Benchmark, weights: str) -> list[Cell]:
-    """The cells of one benchmark, parents before children. Raises ``UsageError`` for folds that it does not have."""
+    """The cells of one benchmark, parents before children. Rules for classes that it does not have are left out; the
+    label ``without`` of a rescue says which. Raises ``UsageError`` for folds that it does not have, or no rule left."""
     return _Planner(paper, profile, settings, benchmark, weights).cells()
+
+
+def _targets(targets: list[dict], benchmark: Benchmark) -> tuple[list[dict], str]:
+    """The targets whose class, and one that it is confused with, the benchmark has; and in words what is left out."""
+    kept, without = [], []
+    for target in targets:
+        absent = [name for name in (target["name"], *target["against"]) if name not in benchmark.classes]
+        against = [name for name in target["against"] if name not in absent]
+        dropped = target["name"] in absent or not against
+        if not dropped:
+            kept.append(target | {"against": against})
+        if absent:
+            what = f"no rule for {target['name']}" if dropped else f"{target['name']} only against {', '.join(against)}"
+            without.append(f"{what} ({', '.join(absent)} absent)")
+    if not kept:
+        raise UsageError(
+            f"{benchmark.name} has nothing to rescue: {'; '.join(without)}; its classes are "
+            f"{', '.join(benchmark.classes)}. Choose another DATASET, or a profile with other targets"
+        )
+    return kept, "; ".join(without)
 
 
 class _Planner:
@@ -40,6 +61,7 @@ class _Planner:
                 f"{benchmark.name} has the folds {sorted(map(int, there))} and the profile runs {settings['folds']}: "
                 "thresholds are fitted out of fold, which needs two in common. Choose another DATASET"
             )
+        self.targets, self.without = _targets(paper["targets"][settings["targets"]], benchmark)
 
     def cells(self) -> list[Cell]:
         """Everything, the preset `paper` first."""
@@ -81,14 +103,14 @@ class _Planner:
             found += self._rescored(isolated, trained["group"])
         embeddings = self._cell("embeddings", {"embedder": self.settings["embedder"]}, (restored,))
         semantic = [self._semantic(preset, embeddings, fold) for fold in (*self.folds, -1)]
-        targets = self.paper["targets"][self.settings["targets"]]
+        labels = {"preset": preset} | ({"without": self.without} if self.without else {})
         rescues = []
         for name, rules in self.paper["rules"].items():
             if rules["preset"] == preset:
-                config = {"mode": rules["mode"], "boost": rules["boost"], "targets": targets}
+                config = {"mode": rules["mode"], "boost": rules["boost"], "targets": self.targets}
                 config |= {"judge": rules["judge"]} if "judge" in rules else {}
                 measured = self._cell(MEASURED[rules["mode"]], {}, (isolated, restored))
-                rescue = self._cell("rescue", config, (*swin, *semantic, measured), preset=preset, rules=name)
+                rescue = self._cell("rescue", config, (*swin, *semantic, measured), rules=name, **labels)
                 rescues += [measured, rescue]
         return [*found, embeddings, *semantic, *rescues]
 
@@ -191,10 +213,14 @@ class _Planner:
         return found
 
     def _semantic(self, preset: str, embeddings: Cell, fold: int) -> Cell:
+        settings = dict(self.settings["semantic"][preset])
+        if "resample" in settings:  # its factors are for the profile's own classes
+            factors = settings["resample"].items()
+            settings["resample"] = {name: factor for name, factor in factors if name in self.benchmark.classes}
         config = {
             "fold": fold,
             "head": self.paper["presets"][preset]["semantic"],
-            "settings": self.settings["semantic"][preset],
+            "settings": settings,
             "seed": self._seed("semantic", self.paper["presets"][preset]["semantic"], fold),
         }
         return self._cell("semantic", config, (embeddings,), preset=preset, fold=fold)
