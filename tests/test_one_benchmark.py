@@ -170,7 +170,9 @@ def test_cost_counts_shared_cells_once_and_leaves_the_pixel_cache_out(tmp_path):
 
 def test_inference_is_read_where_a_cell_has_it(tmp_path):
     plan, store, heads = chain_store(tmp_path, inference={"images": 200, "seconds": 0.5})
-    assert cost_of([chains(plan, store)[heads[0]]], 1).inference == pytest.approx(2.5)
+    found = [chains(plan, store)[head] for head in heads]
+    assert cost_of(found[:1], 1).inference == pytest.approx(2.5 / 8), "the image as it is, of eight views that it took"
+    assert cost_of(found, 1).inference == pytest.approx(2.5), "one average of both, with its views"
 
 
 def test_a_missing_cell_makes_the_time_unknown(tmp_path):

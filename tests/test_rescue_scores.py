@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from fake_rescue_store import fake_rescue_plan, fill_rescue_store
+from fake_rescue_store import fake_rescue_plan, fill_rescue_store, write_json
 from fake_store import fake_plan, fill_store
 
+from wbcrepro.papers import load_paper
 from wbcrepro.report.costs import chains
 from wbcrepro.report.method_scores import HELD_OUT_SET, two_stage_scores
+from wbcrepro.report.one_benchmark import Run, collect
 from wbcrepro.report.predictions import from_plan
 from wbcrepro.report.rescue_evaluate import RescueEvaluator, RescueSpec
 from wbcrepro.report.rescue_predictions import from_rescue_plan
@@ -87,3 +89,28 @@ def test_the_rescue_costs_more_than_its_networks(plan, store, run):
     assert steps["Five folds + TTA"] < steps["+ Phase 3"]
     kinds = {i.rsplit("-", 1)[0] for i in steps["+ Phase 3"]}
     assert {"rescue", "semantic", "morphology", "cells", "train"} <= kinds and "pixels" not in kinds
+
+
+@pytest.mark.parametrize("profile", ["demo", "mini"])
+def test_networks_read_restored_cells_and_not_the_pixel_cache(profile, tmp_path):
+    plan = fake_rescue_plan(profile)
+    found = chains(plan, fill_rescue_store(tmp_path, plan, skip={c.id for c in plan.cells}))
+    settings = load_paper("rescue")["profiles"][profile]
+    assert settings["input"] != settings["pixels"]["crop"]
+    sides = {c.kind: found[c.id].side for c in plan.cells if c.id in found}
+    assert {sides[kind] for kind in ("train", "tta", "head", "semantic", "rescue")} == {settings["input"]}
+    assert sides["cells"] == settings["pixels"]["crop"]
+
+
+def test_a_network_alone_is_not_charged_for_views_that_it_does_not_average(plan, tmp_path):
+    store = fill_rescue_store(tmp_path, plan)
+    taken = {"tta": 0.8, "features": 1.6, "embeddings": 0.3}  # seconds for 100 images, all views
+    for cell in (c for c in plan.cells if c.kind in taken):
+        env = {**store.get(cell.id).env, "inference": {"images": 100, "seconds": taken[cell.kind]}}
+        write_json(store.folder(cell.id) / "env.json", env)
+    table = collect([Run(from_rescue_plan(plan, store), chains(plan, store))], 20)
+    spent = {e.method: e.cost.inference for e in table.entries if e.column.part == "test set" and e.preset == "paper"}
+    assert spent["swin"] == spent["ldam"] == pytest.approx(1.0) and spent["decoupling"] == pytest.approx(2.0)
+    assert spent["Five folds + TTA"] == pytest.approx(3 * 8.0)
+    assert spent["+ Phase 2"] == spent["+ Phase 3"] == pytest.approx(3 * 8.0 + 3.0)
+    assert {e.cost.side for e in table.entries} == {64}

@@ -3,6 +3,9 @@
 Everything is read from the plan and from ``env.json`` and ``metrics.json`` of finished cells. Seconds are wall time of
 whole cells, the scoring of images included, on whatever the machine was doing besides; a training that was resumed
 counts from its last start. The pixel cache is shared by all and left out.
+
+The time of inference is that of the networks alone. A row of `rescue` finds, restores and, from phase 1 on, measures
+the cell in the image before and after; none of this is in it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wbcrepro.inference.tta import DIHEDRAL
+
 if TYPE_CHECKING:
     from wbcrepro.experiments.cell import Cell
     from wbcrepro.experiments.plan import Plan
@@ -18,14 +23,16 @@ if TYPE_CHECKING:
 
 SHARED = ("pixels",)
 """Kinds of cells that are no part of a method's cost."""
+VIEWS = {"features": len(DIHEDRAL), "tta": len(DIHEDRAL)}
+"""Views of an image that kinds of cells score; one where nothing is said."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One cell of a chain. ``seconds``, ``drawn`` and ``inference`` are None where the cell is missing or does not say.
 
-    ``drawn``: images that a training drew, views not counted. ``inference``: milliseconds per scored image, all views
-    included, from ``inference: {images, seconds}`` of its ``env.json``.
+    ``drawn``: images that a training drew, views not counted. ``inference``: milliseconds per scored image, all its
+    ``views`` included, from ``inference: {images, seconds}`` of its ``env.json``.
     """
 
     id: str
@@ -35,11 +42,12 @@ class Step:
     drawn: float | None = None
     inference: float | None = None
     hardware: str = ""
+    views: int = 1
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The cells behind one classifier, first to last, and the side of the images that its network sees in pixels."""
+    """The cells behind one classifier, first to last, and the side of the images that its network reads in pixels."""
 
     steps: tuple[Step, ...]
     side: int | None
@@ -47,7 +55,11 @@ class Chain:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one repetition (fold or trial), the mean over those that ran; None where nothing is stored."""
+    """Of one repetition (fold or trial), the mean over those that ran; None where nothing is stored.
+
+    ``inference``: milliseconds per scored image in the networks that the repetition asks, in the views that it
+    averages.
+    """
 
     seconds: float | None
     total_seconds: float | None
@@ -66,15 +78,15 @@ def chains(plan: Plan, store: Store) -> dict[str, Chain]:
 
 
 def _chain(cell: Cell, cells: dict[str, Cell], steps: dict[str, Step]) -> Chain:
-    order, side, pending = {}, None, [cell]
+    order, sides, pending = {}, {}, [cell]
     while pending:
         current = pending.pop(0)
-        if current.kind in SHARED:
-            side = current.config.get("crop", side)
-        elif current.id not in order:
+        sides |= {key: current.config[key] for key in ("input", "crop") if key in current.config}
+        if current.kind not in SHARED and current.id not in order:
             order[current.id] = steps[current.id]
         pending += [cells[i] for i in current.parents if i in cells]
-    return Chain(tuple(reversed(order.values())), side)
+    # Where cells are isolated and restored, the networks read those images and not the pixel cache.
+    return Chain(tuple(reversed(order.values())), sides.get("input", sides.get("crop")))
 
 
 def _step(cell: Cell, stored: StoredCell | None) -> Step:
@@ -86,7 +98,7 @@ def _step(cell: Cell, stored: StoredCell | None) -> Step:
     seconds = env.get("seconds")
     return Step(
         cell.id, cell.kind, budget_words(cell), None if seconds is None else float(seconds), _drawn(cell, metrics),
-        per_image, str(env.get("hardware", "")),
+        per_image, str(env.get("hardware", "")), VIEWS.get(cell.kind, 1),
     )  # fmt: skip
 
 
@@ -114,7 +126,11 @@ def _drawn(cell: Cell, metrics: dict) -> float | None:
 
 
 def cost_of(found: Iterable[Chain], repetitions: int) -> Cost:
-    """The cost of what several chains make together: a cell that they share counts once."""
+    """The cost of what several chains make together: a cell that they share counts once.
+
+    More chains than ``repetitions`` are averages of networks, and of the views that their cells scored. Otherwise each
+    is a network alone, whose score is that of the image as it is: the other views are no part of its inference.
+    """
     found = list(found)
     steps = list({step.id: step for chain in found for step in chain.steps}.values())
     budget = "; ".join(dict.fromkeys(step.budget for step in steps if step.budget))
@@ -122,8 +138,10 @@ def cost_of(found: Iterable[Chain], repetitions: int) -> Cost:
     total = _sum(step.seconds for step in steps)
     drawn = [step.drawn for step in steps if step.drawn is not None]
     timed = all(any(step.inference is not None for step in chain.steps) for chain in found)
-    inference = _sum(step.inference for step in steps if step.inference is not None) if timed else None
     done = max(repetitions, 1)
+    alone = len(found) <= done
+    spent = [step.inference / (step.views if alone else 1) for step in steps if step.inference is not None]
+    inference = _sum(spent) if timed else None
     return Cost(
         _per(total, done), total, _per(_sum(drawn), done), _per(inference, done), budget,
         sides.pop() if len(sides) == 1 else None, tuple(sorted({s.hardware for s in steps if s.hardware})),
