@@ -111,3 +111,16 @@ def test_a_benchmark_with_one_test_set_fills_every_figure_and_is_not_called_pris
     columns = waterfall_columns(predictions, load_paper("rescue")["tables"]["table_2"], None, "paper")
     assert "pristine" not in " ".join(column.words for column in columns)
     assert "test set, single fold" in list(fall_frame(evaluator)["station"])
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_fall_tells_degraded_copies_from_images_that_were_published_degraded(tmp_path, published):
+    plan = fake_rescue_plan()
+    table = plan.benchmark.table
+    if published:
+        ids = table["id"].where(table["set"] != "test_degraded", table["id"] + "-published")
+        plan = replace(plan, benchmark=replace(plan.benchmark, table=table.assign(id=ids)))
+    predictions = from_rescue_plan(plan, fill_rescue_store(tmp_path, plan))
+    frame = fall_frame(RescueEvaluator(predictions, n=20)).set_index("station")
+    words = "those of the images that were published degraded" if published else "the same images, degraded"
+    assert frame["what changed"]["degraded test set, single fold"] == words
