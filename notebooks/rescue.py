@@ -239,6 +239,7 @@ for _, done in found:
         total = sum(statuses.values())
         lines.append({"set": name, "images": total, "one whole cell (%)": 100 * statuses.get("ok", 0) / total,
                       "others": ", ".join(f"{k} {v}" for k, v in statuses.items() if k != "ok") or "none",
+                      "cut off by the window": done.metrics.get("cut_by_window", {}).get(name),
                       "IoU of the cell": truth.get("cell_iou_mean"), "IoU of the nucleus": truth.get("nucleus_iou_mean")
                       })  # fmt: skip
 frame_html(

@@ -76,6 +76,7 @@ paper = ours.paper
 real = [open_results(folder) for folder in list_results(session.results, "rescue")]
 evaluators = {id(found): RescueEvaluator(found) for found in (ours, *real)}
 RARE = [t["name"] for t in paper["targets"][paper["profiles"][PROFILE]["targets"]]]
+SET_WORDS = {"test": "test images", "test_degraded": "degraded test images"}
 RULES = {"paper": [n for n, r in paper["rules"].items() if r["preset"] == "paper"],
          "code": [n for n, r in paper["rules"].items() if r["preset"] == "code"]}  # fmt: skip
 
@@ -306,14 +307,15 @@ each_real(alone)
 # %% tags=["hide-input"]
 
 
-def overlap(found, prefix, on="test_degraded"):
+def overlap(found, prefix):
+    on = found.hardest()
     frame = overlap_frame(evaluators[id(found)], on)
     if not len(frame):
         return empty(found)
     display(banner(found.synthetic, found.caption))
     overlap_figure(frame)
     plt.show()
-    words = f"{found.benchmark}, degraded test images"
+    words = f"{found.benchmark}, {SET_WORDS[on]}"
     return source(done(found, "tta", "semantic"), found.make_command(), words=words)
 
 
@@ -328,7 +330,8 @@ each_real(overlap)
 # %% tags=["hide-input"]
 
 
-def confusions(found, prefix, rules="paper", on="test_degraded"):
+def confusions(found, prefix, rules="paper"):
+    on = found.hardest()
     names, matrices = target_confusions(evaluators[id(found)], on, rules)
     if not matrices:
         return empty(found)
@@ -336,7 +339,7 @@ def confusions(found, prefix, rules="paper", on="test_degraded"):
     targets_figure(names, matrices)
     plt.show()
     return source(done(found, "tta", "semantic", "rescue"), found.make_command(),
-                  words=f"{found.benchmark}, degraded test images, rules {rules}")  # fmt: skip
+                  words=f"{found.benchmark}, {SET_WORDS[on]}, rules {rules}")  # fmt: skip
 
 
 for name in RULES["paper"]:
@@ -352,11 +355,11 @@ each_real(confusions)
 # the rules `fitted`. [Watch one cell](watch_one_cell) follows three of them in detail.
 
 # %% tags=["hide-input"]
-gallery = gallery_frame(ours, "test_degraded", "fitted")
+gallery = gallery_frame(ours, ours.hardest(), "fitted")
 pixels = next((session.store.get(c.id) for c in session.plan.cells if c.kind == "pixels"), None)
 if len(gallery) and pixels:
     table = session.benchmark.table
-    place = {i: item for item, (i, s) in enumerate(zip(table["id"], table["set"], strict=True)) if s == "test_degraded"}
+    place = {i: item for item, (i, s) in enumerate(zip(table["id"], table["set"], strict=True)) if s == ours.hardest()}
     images = PixelCache.open(pixels.folder / "pixels").images
     display(banner(ours.synthetic, ours.caption))
     gallery_figure([images[place[i]].transpose(1, 2, 0) for i in gallery["id"]], gallery)
@@ -388,7 +391,7 @@ def sensitive(found, prefix, rules="paper"):
     sensitivity_figure(frame)
     plt.show()
     return source(done(found, "tta", "semantic", "morphology", "rescue"), found.make_command(),
-                  words=f"{found.benchmark}, degraded test images, rules {rules}")  # fmt: skip
+                  words=f"{found.benchmark}, {SET_WORDS[on]}, rules {rules}")  # fmt: skip
 
 
 for name in RULES["paper"]:

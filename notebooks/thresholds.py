@@ -87,9 +87,9 @@ banner(session.synthetic, SYNTHETIC)
 # - $\tau_M$: $\sqrt{\chi^2_{F;\,0.95}}$ for $F$ features, within which 95 % of the class would lie if its features were
 #   normal.
 #
-# Cells that a Gaussian was fitted on are measured with their own patient left out. A rule that cannot be fitted, or for
-# which no $\tau$ raises the out-of-fold F1 of its class, is switched off and says why. Under `paper` that is asked after
-# phase 2, so a limit of phase 3 may take the gain back; the last column tells.
+# Cells that a Gaussian was fitted on are measured with their own patient left out. A rule that cannot be fitted, or
+# for which no $\tau$ raises the out-of-fold F1 of its class, is switched off and says why. Under `paper` that is
+# asked after phase 2, so a limit of phase 3 may take the gain back; the last column tells.
 #
 # In the last column, *rare surfaced alone* counts the cells of the class that the boost lifts over every common class
 # (`code`: over the standing label), whatever they were called before; *rare passed* and *others passed* are the images,

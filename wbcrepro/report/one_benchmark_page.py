@@ -88,7 +88,7 @@ def data_html(bench: OneBenchmark, columns: list[Column], name: str) -> Html:
     body = "".join(_data_row(bench, row, columns, bool(shared), papers > 1) for row in rows)
     parts = "".join(f"<th>{escape(column.words)}</th>" for column in columns)
     head = (
-        f"<tr><th>method</th>{parts}<th>seconds of one training</th><th>inference, ms an image</th>"
+        f"<tr><th>method</th>{parts}<th>seconds of one training</th><th>inference of the networks, ms an image</th>"
         "<th>images drawn</th><th>budget</th></tr>"
     )
     here = OneBenchmark(tuple(e for e in bench.entries if e.column in columns), tuple(columns))

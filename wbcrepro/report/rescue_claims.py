@@ -289,7 +289,8 @@ def _full_training(claim: dict, case: Case) -> list[Finding]:
     if known:
         low, high = (100 * v for v in known["optimism"].interval())
         words = (f"training images: {100 * known['seen'].mean:.1f} % seen, {100 * known['out of fold'].mean:.1f} % out "
-                 f"of fold, optimism {100 * known['optimism'].mean:+.1f} [{low:.1f}, {high:.1f}]")  # fmt: skip
+                 f"of fold, optimism {100 * known['optimism'].mean:+.1f} [{low:.1f}, {high:.1f}]"
+                 + f", {known['left out']} images without an embedding left out" * bool(known["left out"]))  # fmt: skip
     found = []
     for on in case.sets:
         average = everything_head(case.evaluator, on, case.preset, averaged=True)

@@ -11,9 +11,10 @@ check, chosen to hold with a handful of rare cells:
 | tau_M | square root of a chi-square quantile, F degrees of freedom; or highest F1. Gaussians: `cue_fitting` |
 
 A number that the template already has is kept, so `RESCUE_CODE` gets only what its missing file would have held.
-Effects on cells that a Gaussian was fitted on are counted with their patient (or they themselves) left out. A rule that
-cannot be fitted, or for which no tau raises the out-of-fold F1 of its class, is disabled and says why. Where tau is
-judged after phase 2, a cue whose limit is not fitted by F1 may take that gain back: the rule stays, and its effect tells.
+Effects on cells that a Gaussian was fitted on are counted with their patient (or they themselves) left out. A rule
+that cannot be fitted, or for which no tau raises the out-of-fold F1 of its class, is disabled and says why. Where tau
+is judged after phase 2, a cue whose limit is not fitted by F1 may take that gain back: the rule stays, and its effect
+tells.
 """
 
 import math
