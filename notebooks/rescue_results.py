@@ -391,7 +391,7 @@ def sensitive(found, prefix, rules="paper"):
     sensitivity_figure(frame)
     plt.show()
     return source(done(found, "tta", "semantic", "morphology", "rescue"), found.make_command(),
-                  words=f"{found.benchmark}, {SET_WORDS[on]}, rules {rules}")  # fmt: skip
+                  words=f"{found.benchmark}, {SET_WORDS[found.hardest()]}, rules {rules}")  # fmt: skip
 
 
 for name in RULES["paper"]:

@@ -95,8 +95,8 @@ def run_embeddings(context: Context) -> dict:
 
 def _published(context: Context, file: Path) -> tuple[np.ndarray, dict]:
     """Embeddings from a file with one row an image id, and how many ids of the file had which problem; a copy that we
-    degraded, which shares the id of its pristine twin, is named ``<id>#degraded`` there. Raises UsageError for a file without a
-    usable row for any training image."""
+    degraded, which shares the id of its pristine twin, is named ``<id>#degraded`` there. Raises UsageError for a file
+    without a usable row for any training image."""
     table = context.benchmark.table
     degraded = (table["set"] == "test_degraded") & table["id"].isin(table["id"][table["set"] == "test"])
     ids = (table["id"] + np.where(degraded, "#degraded", "")).tolist()
