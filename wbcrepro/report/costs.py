@@ -4,8 +4,8 @@ Everything is read from the plan and from ``env.json`` and ``metrics.json`` of f
 whole cells, the scoring of images included, on whatever the machine was doing besides; a training that was resumed
 counts from its last start. The pixel cache is shared by all and left out.
 
-The time of inference is that of the networks alone. A row of `rescue` finds, restores and, from phase 1 on, measures
-the cell in the image before and after; none of this is in it.
+The time of inference is that of the networks alone. Where cells are found, restored and measured before or after,
+none of this is in it.
 """
 
 from __future__ import annotations
