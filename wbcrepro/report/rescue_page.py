@@ -76,7 +76,7 @@ def _ours_html(row: RescueRow, column: RescueColumn, rank: str | None) -> str:
         low, high = (100 * v for v in entry.ours.interval())
         text += f"<br><small>[{low:.1f}, {high:.1f}]</small>"
     if entry.step is not None:
-        text += f"<br><small>Δ {step_text(entry)} to {escape(entry.reference)}</small>"
+        text += f"<br><small>Δ {step_text(entry)}<br>to {escape(entry.reference)}</small>"
     if entry.verdict:
         folds = "" if entry.change is None else f"folds alone: Δ {100 * entry.change.mean:+.1f}, "
         text += f'<br><small class="wbc-verdict">{folds}{verdicts.VALUES[entry.verdict]}</small>'
