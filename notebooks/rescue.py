@@ -735,7 +735,7 @@ display(frame_html(
     "decide a tie the other way",
 ) if lines else Html(hole(command)))  # fmt: skip
 for name in dict.fromkeys(line["rules"] for line in lines):
-    if all(rule.disabled for rule in ours.rules(name).rare):
+    if ours.rules(name).idle:
         display(Markdown(f"Rules `{name}`: neither rule is in force here, so nothing is asked, and the comparison of "
                          "its rows is empty."))  # fmt: skip
 

@@ -317,11 +317,16 @@ frame_html(
 # the thresholds wander. (Networks are not trained again: this is the uncertainty of the fit alone.)
 
 # %%
+def asked_of(name):
+    """The rules with what is to be fitted left open, and how the cell of the store fits it."""
+    context = Context(session.plan.cell(ours.rescue_of(name).id), session.store, session.plan, None)
+    return rules_template(context), fit_settings(context)
+
+
 def resampled(name, draws):
     """Thresholds of ``draws`` fits, each on patients drawn with replacement."""
     swin, semantic, cells, scored, _ = training_side(name)
-    context = Context(session.plan.cell(ours.rescue_of(name).id), session.store, session.plan, None)
-    template, settings = rules_template(context), fit_settings(context)
+    template, settings = asked_of(name)
     units = scored.groups if (scored.groups != "").all() else scored.ids
     members = [np.flatnonzero(units == unit) for unit in np.unique(units)]
     rng, found = np.random.default_rng(5), []
@@ -425,10 +430,9 @@ if "fitted" in MADE and ours.trace("fitted", "test_degraded"):
     member = ours.rescue_of("fitted")
     both = ours.part(member, "predictions")["test_degraded_probabilities"].astype(float)
     cells = ours.measured("paper", "test_degraded", scored.ids)
-    context = Context(session.plan.cell(member.id), session.store, session.plan, None)
+    template, settings = asked_of("fitted")
     try:
-        cheat = fit_thresholds(both[:, 0], both[:, 1], cells, scored.labels, rules_template(context), classes,
-                               settings=fit_settings(context),
+        cheat = fit_thresholds(both[:, 0], both[:, 1], cells, scored.labels, template, classes, settings=settings,
                                groups=scored.groups if (scored.groups != "").all() else None)  # fmt: skip
         codes = suppress_and_rescue(both[:, 0], both[:, 1], cells, cheat, classes).final
         base, honest, tuned = (100 * scores(scored.labels, c, len(classes))["macro_f1"]

@@ -79,7 +79,7 @@ display(frame_html(
     cells=[ours.rescue_of(name).id for name in RULES],
 ) if lines else Html(hole(command)))  # fmt: skip
 for name in RULES:
-    if all(rule.disabled for rule in ours.rules(name).rare):
+    if ours.rules(name).idle:
         display(Markdown(f"Rules `{name}`: neither rule is in force here, so nothing is asked."))
 
 # %% [markdown]

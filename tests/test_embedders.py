@@ -18,11 +18,11 @@ from wbcrepro.backbones import TINY, build_backbone
 from wbcrepro.embedders import (
     MedSigLIPEmbedder,
     TimmEmbedder,
-    embedding_problems,
     embedding_source,
     problem_words,
     read_embeddings,
     unit_rows,
+    usable_embeddings,
 )
 from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.seeds import derive_seed
@@ -311,14 +311,13 @@ def test_gaps_are_rows_of_nan_to_be_counted_and_foreign_ids_are_passed_over(tmp_
     rows[1], rows[2] = np.nan, 0
     np.savez(path, ids=np.array(["a", "b", "c", "d", "a", "stranger"]), embeddings=rows)
     wanted = ["d", "x", "a", "b", "c", "e"]
-    found = read_embeddings(path, wanted, gaps=True)
+    found, problems = usable_embeddings(path, wanted)
     assert np.isnan(found).all(1).tolist() == [False, True, True, True, True, True]
     assert np.array_equal(found[0], rows[3])
-    problems = embedding_problems(path, wanted)
     assert {what: names for what, names in problems.items() if names} == {
         "missing from the file": ["e", "x"], "twice in the file": ["a"],
         "in the file but not in the dataset": ["stranger"], "with NaN or infinite values": ["b"], "all zero": ["c"],
     }  # fmt: skip
     assert problem_words(problems).startswith("2 missing from the file (e, x); 1 twice in the file (a); ")
     with pytest.raises(UsageError, match="got: 1 asked for twice"):
-        read_embeddings(path, ["a", "a"], gaps=True)
+        usable_embeddings(path, ["a", "a"])

@@ -114,7 +114,7 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     return rows.astype(np.float32)
 
 
-def read_embeddings(path: str | Path, ids: Sequence[str], *, gaps: bool = False) -> np.ndarray:
+def read_embeddings(path: str | Path, ids: Sequence[str]) -> np.ndarray:
     """Pre-extracted embeddings of the images ``ids``, float32 (N,D) in their order, scaled to unit length.
 
     The file holds each image once: in a .npz the arrays ``ids`` (N texts) and ``embeddings`` (N,D), in a .parquet the
@@ -122,32 +122,33 @@ def read_embeddings(path: str | Path, ids: Sequence[str], *, gaps: bool = False)
     is made by ``numpy.savez(path, ids=numpy.array(names), embeddings=rows, model="google/medsiglip-448")``.
 
     Raises DataMissing for no file, or parquet without pyarrow; UsageError for another layout, and one that lists all of
-    them for ids that are missing, doubled or foreign and for rows that are not finite or all zero. With ``gaps``, an
-    image without a usable row (missing, doubled, not finite, all zero) is a row of NaN instead, for the caller to
-    count, and foreign ids are passed over; `embedding_problems` names them.
+    them for ids that are missing, doubled or foreign and for rows that are not finite or all zero.
     """
-    path, wanted = Path(path), [str(name) for name in ids]
+    return _matched(Path(path), ids, tolerant=False)[0]
+
+
+def usable_embeddings(path: str | Path, ids: Sequence[str]) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """What `read_embeddings` gives, of a file that may have faults; and ``{what: ids}`` of its faults, every kind.
+
+    An image without a usable row (missing, doubled, not finite, all zero) is a row of NaN, for the caller to count, and
+    foreign ids are passed over. Raises as `read_embeddings` does for files that cannot be read and doubled ``ids``.
+    """
+    return _matched(Path(path), ids, tolerant=True)
+
+
+def _matched(path: Path, ids: Sequence[str], *, tolerant: bool) -> tuple[np.ndarray, dict[str, list[str]]]:
+    wanted = [str(name) for name in ids]
     found, rows, _ = _read(path)
     problems = _problems(found, rows, wanted)
-    if gaps:
-        problems = {"asked for twice": problems["asked for twice"]}
-    if said := problem_words(problems):
+    refused = {"asked for twice": problems["asked for twice"]} if tolerant else problems
+    if said := problem_words(refused):
         raise UsageError(f"{path.name}: expected one finite embedding for each of the {len(set(wanted))} images of the "
                          f"dataset, got: {said}. Next step: write the file again for exactly these images.")
-    position, doubled = {name: number for number, name in enumerate(found)}, set(_twice(found))
+    position, doubled = {name: number for number, name in enumerate(found)}, set(problems["twice in the file"])
     out = np.full((len(wanted), rows.shape[1]), np.nan)
     known_rows = [number for number, name in enumerate(wanted) if name in position and name not in doubled]
     out[known_rows] = rows[[position[wanted[number]] for number in known_rows]]
-    return unit_rows(out)
-
-
-def embedding_problems(path: str | Path, ids: Sequence[str]) -> dict[str, list[str]]:
-    """``{what: ids}`` that keeps an embedding file from being one for the images ``ids``; every kind, also empty ones.
-
-    Raises DataMissing and UsageError for files that cannot be read, as `read_embeddings` does.
-    """
-    found, rows, _ = _read(Path(path))
-    return _problems(found, rows, [str(name) for name in ids])
+    return unit_rows(out), problems
 
 
 def problem_words(problems: dict[str, list[str]]) -> str:

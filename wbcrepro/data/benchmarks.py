@@ -78,12 +78,12 @@ class Benchmark:
     def read(self, item: int) -> np.ndarray:
         """Image of a table row, uint8 (H, W, 3); items of "test_degraded" are degraded by a seed from their id, where
         they were not published degraded."""
-        row = self.table.iloc[item]
+        row, severity = self.table.iloc[item], self.severity(item)
         image = self.source.read(int(row["row"]))
-        if row["set"] != "test_degraded" or self.degraded == PUBLISHED:
+        if not severity:
             return image
         seed = derive_seed("degraded", self.degraded["seed"], row["id"])
-        return degrade(image, kind=self.degraded["kind"], severity=self.severity(item), seed=seed)
+        return degrade(image, kind=self.degraded["kind"], severity=severity, seed=seed)
 
     def severity(self, item: int) -> int:
         """Severity by which this package degrades an item: 0 if not at all, otherwise one of the benchmark's

@@ -21,10 +21,9 @@ from wbcrepro.data.pixels import PixelCache
 from wbcrepro.embedders import (
     MedSigLIPEmbedder,
     TimmEmbedder,
-    embedding_problems,
     embedding_source,
     problem_words,
-    read_embeddings,
+    usable_embeddings,
 )
 from wbcrepro.errors import DataMissing, UsageError
 from wbcrepro.experiments.plan import digest_of_file, embeddings_file
@@ -100,7 +99,7 @@ def _published(context: Context, file: Path) -> tuple[np.ndarray, dict]:
     table = context.benchmark.table
     degraded = (table["set"] == "test_degraded") & table["id"].isin(table["id"][table["set"] == "test"])
     ids = (table["id"] + np.where(degraded, "#degraded", "")).tolist()
-    rows, problems = read_embeddings(file, ids, gaps=True), embedding_problems(file, ids)
+    rows, problems = usable_embeddings(file, ids)
     words = problem_words(problems)
     if np.isnan(rows[(table["set"] == "train").to_numpy()]).any(1).all():
         raise UsageError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from wbcrepro.data.benchmarks import Benchmark
 from wbcrepro.data.longtail import hash_order
 from wbcrepro.data.pixels import PixelCache, Preprocessing, build_pixels, prepare
 from wbcrepro.experiments.kinds_cells import channels_last, isolated_images, save_arrays, statuses
@@ -60,17 +61,17 @@ def _true_pairs(context: Context, images: np.ndarray, rows: np.ndarray) -> tuple
     """Rows of pairs, pristine twins and degraded images, the twin seen through the degraded image's window and mask."""
     paired = rows[context.benchmark.twins[rows] >= 0]
     masks, centroids = _masks(context.parent("cells"), paired)
+    settings = PixelCache.open(context.parent("pixels").folder / "pixels").preprocessing
     clean = np.lib.format.open_memmap(
         context.folder / "twins.npy", mode="w+", dtype=np.uint8, shape=(len(paired), *images.shape[1:])
     )
     for at, item in enumerate(paired):
-        clean[at] = _window(_twin(context, item), centroids[at], masks[at]).transpose(2, 0, 1)
+        clean[at] = _window(_twin(context.benchmark, item, settings), centroids[at], masks[at]).transpose(2, 0, 1)
     return np.arange(len(paired)), clean, np.asarray(images[paired])
 
 
-def _twin(context: Context, item: int) -> np.ndarray:
+def _twin(benchmark: Benchmark, item: int, settings: Preprocessing) -> np.ndarray:
     """The published pristine twin of a degraded image, uint8 (H, W, 3), prepared like the pixels at hand."""
-    benchmark, settings = context.benchmark, PixelCache.open(context.parent("pixels").folder / "pixels").preprocessing
     return channels_last(prepare(benchmark.source.read(int(benchmark.twins[item])), settings.resize, settings.crop))
 
 
@@ -146,9 +147,10 @@ def _quality(
     degraded = np.flatnonzero(paired & (sets != "train") & np.isin(statuses(isolated), MASKED))
     if not len(degraded):
         return None
-    raw = PixelCache.open(context.parent("pixels").folder / "pixels").images
+    raw = PixelCache.open(context.parent("pixels").folder / "pixels")
     masks, centroids = _masks(isolated, degraded)
-    twins = (_twin(context, item) if published[item] else channels_last(raw[pristine[ids[item]]]) for item in degraded)
+    twins = (_twin(context.benchmark, item, raw.preprocessing) if published[item]
+             else channels_last(raw.images[pristine[ids[item]]]) for item in degraded)  # fmt: skip
     clean = [_window(twin, centroid, mask).transpose(2, 0, 1)
              for twin, mask, centroid in zip(twins, masks, centroids, strict=True)]  # fmt: skip
     after = np.stack([images[i] if position[i] < 0 else restored[position[i]] for i in degraded])

@@ -117,8 +117,8 @@ def _off(case: Case, rules: str = "", benchmark: str = "") -> tuple[str, ...]:
 
 def _asks_nothing(case: Case, rules: str = "", benchmark: str = "") -> bool:
     """Whether the phases ran with no rule in force: then they cannot change a label, and show nothing."""
-    known = targets_of(case.predictions, rules or case.rules, benchmark)
-    return bool(known) and all(rare.disabled for rare in known)
+    known = case.predictions.rules(rules or case.rules, benchmark)
+    return known is not None and known.idle
 
 
 def _in_force(off: tuple[str, ...]) -> str:
@@ -210,8 +210,9 @@ def _complementary(claim: dict, case: Case) -> list[Finding]:
             gains = " and ".join(f"{100 * p.mean:.1f}" for p in pair)
             words = f"a perfect choice adds {gains} points of recall; a weak partner errs elsewhere too"
         branches = [alone, second_branch(case.evaluator, on, case.preset)]
-        scores = "macro-F1 of the branches alone: {} and {} %".format(*(f"{100 * b.mean:.1f}" for b in branches)) \
-            if all(branches) else ""  # fmt: skip
+        scores = ""
+        if all(branches):
+            scores = f"macro-F1 of the branches alone: {' and '.join(f'{100 * b.mean:.1f}' for b in branches)} %"
         found.append(_finding(claim, f"second branch against a second network, {SET_WORDS[on]}", None, _minus(*pair),
                               words, scores))  # fmt: skip
         mixed = _minus(mixture(case.evaluator, on, case.preset), alone)
@@ -250,12 +251,12 @@ def _control(claim: dict, case: Case) -> list[Finding]:
 def _control_pair(claim: dict, case: Case, control: str, rules: str, on: str) -> list[Finding]:
     where = ("", control)
     here, there = (_gain_of_cue(case, rules, on, benchmark) for benchmark in where)
-    off = [_off(case, rules, benchmark) for benchmark in where]
-    words = [f"{benchmark or 'here'}: {_in_force(names)}" for benchmark, names in zip(where, off, strict=True) if names]
+    off = {benchmark or "here": _in_force(_off(case, rules, benchmark)) for benchmark in where}
+    words = [f"{place}: {reason}" if reason else "" for place, reason in off.items()]
     suffix = f", {SET_WORDS[on]}" + f" (rules {rules})" * (rules != case.rules)
     pair = _finding(claim, f"gain of phase 3, benchmark - control{suffix}", None, _minus(here, there), *words)
     alone = _finding(claim, f"gain of phase 3 on the control (the claim: nothing){suffix}", None, there,
-                     *(words[-1:] if off[1] else ()), sign=-1, margin=claim["margin"])  # fmt: skip
+                     words[1], sign=-1, margin=claim["margin"])  # fmt: skip
     if alone.verdict == "supported" and pair.verdict != "supported":
         note = "no more is certain to be gained where the cue is, so that nothing follows from nothing"
         alone = replace(alone, verdict="undecided", note="; ".join(filter(None, (alone.note, note))))

@@ -8,6 +8,7 @@ import pandas as pd
 
 from wbcrepro.metrics import confusion
 from wbcrepro.report.evaluate import Estimate
+from wbcrepro.report.predictions import Scored
 from wbcrepro.report.rescue_evaluate import AVERAGED, Decided, RescueEvaluator, RescueSpec, units_of
 from wbcrepro.report.rescue_predictions import TESTS, RescuePredictions
 from wbcrepro.rescue.rules import RareClass, Rules
@@ -75,10 +76,7 @@ def second_branch(
 ) -> Estimate | None:
     """The second branch alone, fold by fold, over the images that have an embedding. None while one is missing."""
     found = {}
-    for fold, scored in evaluator.folds(RescueSpec(preset=preset, folds="each"), on).items():
-        second = evaluator.semantic(preset, on, fold)
-        if second is None:
-            return None
+    for fold, scored, second in _branches_by_fold(evaluator, on, preset):
         seen = ~np.isnan(second).any(1)
         units = units_of(scored.ids[seen], scored.groups[seen])
         found[fold] = Decided(scored.ids[seen], scored.labels[seen], second[seen].argmax(1), units)
@@ -87,15 +85,19 @@ def second_branch(
 
 def mixture(evaluator: RescueEvaluator, on: str, preset: str = "paper", metric: str = "macro_f1") -> Estimate | None:
     """The plain mean of both branches' probabilities, fold by fold: what the second one is worth without any rule."""
-    spec, found = RescueSpec(preset=preset, folds="each"), {}
-    for fold, scored in evaluator.folds(spec, on).items():
-        second = evaluator.semantic(preset, on, fold)
-        if second is None:
-            return None
+    found = {}
+    for fold, scored, second in _branches_by_fold(evaluator, on, preset):
         mean = np.where(np.isnan(second), scored.probabilities, (scored.probabilities + second) / 2)
         units = units_of(scored.ids, scored.groups)
         found[fold] = Decided(scored.ids, scored.labels, mean.argmax(1), units)
     return evaluator.score(found, metric)
+
+
+def _branches_by_fold(evaluator: RescueEvaluator, on: str, preset: str) -> list[tuple[int, Scored, np.ndarray]]:
+    """(fold, what its network scored, the second branch's probabilities (N, C)); empty while one is missing."""
+    folds = evaluator.folds(RescueSpec(preset=preset, folds="each"), on)
+    found = [(fold, scored, evaluator.semantic(preset, on, fold)) for fold, scored in folds.items()]
+    return [] if any(second is None for _, _, second in found) else found
 
 
 def thresholds_frame(predictions: RescuePredictions, rules: str = "paper", benchmark: str = "") -> pd.DataFrame:

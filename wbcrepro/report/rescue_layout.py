@@ -112,8 +112,7 @@ def waterfall_columns(
 ) -> tuple[RescueColumn, ...]:
     """Every metric on the test sets of the run's own benchmark, then on those of the controls that the preset runs."""
     sets = (on,) if on else predictions.sets() or TESTS
-    alone = predictions.sets() == ("test",)  # as published: pristine or not, or some of each
-    words = {"test": "test" if alone else "pristine test", "test_degraded": "degraded test"}
+    words = {"test": "test" if predictions.as_published() else "pristine test", "test_degraded": "degraded test"}
     controls = [name for name, _ in predictions.controls if predictions.networks("swin", preset, name)]
     places = [("", "")] + [(name, "control, ") for name in controls]
     several = len(definition["metrics"]) > 1

@@ -179,6 +179,10 @@ class RescuePredictions(StoredRun):
         done = self.select("tta", done=True, folds="group")[:1]
         return tuple(s for s in TESTS if any(self.read(m, s) is not None for m in done))
 
+    def as_published(self) -> bool:
+        """Whether the only test set is scored as it was published: pristine or not, or some of each."""
+        return self.sets() == ("test",)
+
     def hardest(self) -> str:
         """The last of `sets`: the degraded test set where there is one (and while nothing has run)."""
         return (self.sets() or TESTS)[-1]

@@ -281,11 +281,11 @@ def _restoration_words(evaluator: RescueEvaluator) -> tuple[str, ...]:
     p = evaluator.predictions
     member = next((m for m in p.select("restored", "paper", method="pix2pix") if m.done), None)
     share = {s: 100 * v for s, v in member.metrics.get("noisy", {}).items()} if member else {}
-    favour = {
-        None: "on images that Pix2Pix had restored where they were noisy: that can favour its row",
-        True: "in part on images that Pix2Pix had restored: that favours its row",
-        False: "on images of which none was noisy enough to be restored: no row is favoured",
-    }[share["train"] > 0 if "train" in share else None]
+    favour = "in part on images that Pix2Pix had restored: that favours its row"
+    if "train" not in share:
+        favour = "on images that Pix2Pix had restored where they were noisy: that can favour its row"
+    elif not share["train"]:
+        favour = "on images of which none was noisy enough to be restored: no row is favoured"
     words = [f"All rows are scored by one network, trained {favour}, and one training decides nothing."]
     if share:
         listed = ", ".join(f"{v:.0f} % of {name}" for name, v in share.items())

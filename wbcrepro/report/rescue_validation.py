@@ -122,12 +122,12 @@ def fall_frame(evaluator: RescueEvaluator, metric: str = "macro_f1", preset: str
     ids = [{i for d in evaluator.decided(single, on).values() for i in d.ids} for on in TESTS]
     if ids[1] - ids[0]:
         changed["degraded test set, single fold"] = "those of the images that were published degraded"
-    alone = evaluator.predictions.sets() == ("test",)  # as published: pristine or not, or some of each
+    as_published = evaluator.predictions.as_published()
     for station, estimate in fall_estimates(evaluator, metric, preset).items():
         if estimate is None:
             continue
         low, high = (100 * v for v in estimate.interval())
-        words = station.removeprefix("pristine ") if alone else station
+        words = station.removeprefix("pristine ") if as_published else station
         line = {"station": words, "score": 100 * estimate.mean, "low": low, "high": high}
         change = paired(estimate, before) if before is not None else None
         interval = change.interval() if change else (None, None)

@@ -100,6 +100,11 @@ class Rules:
         if len({rule.name for rule in self.rare}) < len(self.rare) or not self.rare:
             raise UsageError("rules need at least one rare class, and one rule for each")
 
+    @property
+    def idle(self) -> bool:
+        """Whether no rule is in force: then the phases change no label."""
+        return all(rule.disabled for rule in self.rare)
+
     def of(self, name: str) -> RareClass:
         """The rule of one class. Raises UsageError if it has none."""
         for rule in self.rare:
